@@ -1,0 +1,52 @@
+"""Small stand-ins: a folder of images, and a pre-trained source of a tiny width."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import wgan_64
+from transfer import weights
+
+LATENT, WIDTH = 4, 4
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> Path:
+    """Eight images of 64 x 64 pixels, each a coloured gradient with a block of noise."""
+    folder = tmp_path_factory.mktemp("faces")
+    random = np.random.default_rng(0)
+    ramp = np.linspace(0, 1, 64)
+    for index in range(8):
+        pixels = 255 * (ramp[:, None, None] * random.random(3) + ramp[None, :, None] * random.random(3)) / 2
+        pixels[16:48, 16:48] += 60 * random.random((32, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def networks() -> tuple[wgan_64.Generator, wgan_64.Discriminator]:
+    """A generator and a critic whose weights and running statistics are those of no initialisation."""
+    torch.manual_seed(1)
+    G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
+    with torch.no_grad():
+        for name, tensor in [*G.state_dict().items(), *D.state_dict().items()]:
+            if name.endswith("running_mean"):
+                tensor.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+    weights.clip_(D, 0.01)
+    return G, D
+
+
+@pytest.fixture(scope="session")
+def source(networks, tmp_path_factory) -> Path:
+    """The same two as a file that a transfer starts from."""
+    G, D = networks
+    path = tmp_path_factory.mktemp("source") / "tiny.safetensors"
+    weights.share(path, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {"iterations": 0})
+    return path

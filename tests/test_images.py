@@ -1,0 +1,162 @@
+"""Images: what is read and how, what is refused, and what augmentation does to a batch."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transfer import UserError
+from transfer.images import (
+    Augment,
+    Images,
+    diff_augment,
+    find,
+    grid,
+    mirror,
+    rotate_and_crop,
+    square,
+    to_float,
+    to_uint8,
+)
+
+
+def test_a_folder_and_a_zip_of_it_are_the_same_images(faces, tmp_path):
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for path in faces.iterdir():
+            archive.write(path, path.name)
+        archive.writestr("__MACOSX/._0.png", b"")
+        archive.writestr("readme.txt", "no image")
+    folder, archive = Images.load(faces), Images.load(tmp_path / "faces.zip")
+    assert torch.equal(folder.pixels, archive.pixels) and folder.fingerprint == archive.fingerprint
+    assert folder.pixels.shape == (8, 3, 64, 64) and folder.pixels.dtype == torch.uint8
+    assert folder.names == tuple(f"{index}.png" for index in range(8))
+
+
+def test_nested_folders_and_upper_case_endings_count_and_hidden_files_do_not(faces, tmp_path):
+    image = Image.open(faces / "0.png")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    image.save(tmp_path / "a" / "b" / "x.PNG")
+    image.convert("RGB").save(tmp_path / "Y.JpEg")
+    image.save(tmp_path / ".hidden.png")
+    assert [file.name for file in find(tmp_path)] == ["Y.JpEg", "a/b/x.PNG"]
+
+
+def test_a_broken_file_is_named_and_left_out(faces, tmp_path):
+    whole = (faces / "0.png").read_bytes()
+    (tmp_path / "whole.png").write_bytes(whole)
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    images = Images.load(tmp_path)
+    assert images.names == ("whole.png",)
+    assert images.unreadable.keys() == {"cut.png", "empty.png", "text.jpg", "gone.png"}
+    assert "'text.jpg' (not an image)" in str(images)
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "text", "file", "broken"])
+def test_a_place_without_images_is_refused_by_name(case, tmp_path):
+    place = tmp_path / "place"
+    if case == "file":
+        place.write_text("no zip")
+    elif case != "missing":
+        place.mkdir()
+        if case == "text":
+            (place / "notes.txt").write_text("no image")
+        if case == "broken":
+            (place / "0.png").write_text("no image")
+    with pytest.raises(UserError) as refusal:
+        Images.load(place)
+    assert str(place) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path):
+    Image.fromarray(np.full((64, 64), 0x8080, np.uint16)).save(tmp_path / "grey16.png")
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    images = Images.load(tmp_path)
+    pixels = dict(zip(images.names, images.pixels[:, :, 0, 0].tolist(), strict=True))
+    assert pixels == {"grey16.png": [128] * 3, "clear.png": [255] * 3}
+
+
+def test_the_middle_square_is_taken_and_resized_with_antialiasing():
+    stripes = np.zeros((128, 256), np.uint8)
+    stripes[:, 64:192:2] = 255  # single columns of white, in the middle only
+    image = square(Image.fromarray(stripes).convert("RGB"), 64)
+    assert image.size == (64, 64)
+    assert np.asarray(image)[8:-8, 8:-8].std() < 2  # grey: a resize without antialiasing keeps black or white
+    assert abs(np.asarray(image).mean() - 127.5) < 4
+
+
+def test_pixels_survive_the_way_to_float_and_back():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(to_float(pixels)), pixels)
+    assert to_float(pixels).min() == -1 and to_float(pixels).max() == 1
+
+
+def test_a_batch_may_be_larger_than_the_folder(faces):
+    batch = Images.load(faces).batch(20)
+    assert batch.shape == (20, 3, 64, 64) and batch.dtype == torch.float32
+    assert batch.min() >= -1 and batch.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["none", "flip", "slight", "strong", "diffaugment"])
+def test_each_image_of_a_batch_has_its_own_augmentation(name, faces):
+    torch.manual_seed(0)
+    one = to_float(Images.load(faces).pixels[:1])
+    batch = one.repeat(32, 1, 1, 1)
+    augment = Augment(name)
+    real, fake = augment.real(batch), augment.fake(batch)
+    assert real.shape == batch.shape
+    if name == "none":
+        assert torch.equal(real, batch)
+    elif name == "flip":
+        mirrored = [torch.equal(image, one[0].flip(2)) for image in real]
+        assert 0 < sum(mirrored) < 32
+        assert all(
+            torch.equal(image, one[0]) for image, flipped in zip(real, mirrored, strict=True) if not flipped
+        )
+    else:
+        assert len({tuple(image.flatten().tolist()) for image in real}) == 32
+    assert torch.equal(fake, batch) == (name != "diffaugment")
+
+
+def test_strong_changes_more_than_slight(faces):
+    torch.manual_seed(0)
+    pixels = to_float(Images.load(faces).pixels).repeat(16, 1, 1, 1)
+    symmetric = (pixels + pixels.flip(3)) / 2  # so that mirroring is no change
+    slight, strong = (
+        float((Augment(n).real(symmetric) - symmetric).abs().mean()) for n in ("slight", "strong")
+    )
+    assert 0 < slight < strong / 2
+
+
+def test_no_rotation_and_no_crop_is_no_change(faces):
+    x = to_float(Images.load(faces).pixels)
+    torch.testing.assert_close(rotate_and_crop(x, 0.0, 1.0), x, atol=1e-5, rtol=0)
+
+
+def test_diffaugment_cuts_a_quarter_moves_by_an_eighth_and_lets_gradients_through():
+    torch.manual_seed(0)
+    x = torch.full((256, 3, 64, 64), 1.0, requires_grad=True)
+    y = diff_augment(x)
+    zeros = (y == 0).all(1).float().mean((1, 2))
+    # At most 32 x 32 pixels cut out and an eighth of both sides moved in.
+    assert zeros.max() <= 0.25 + 2 / 8 and zeros.min() > 0
+    y.sum().backward()
+    assert (x.grad != 0).float().mean() > 0.5
+    assert x.grad[:, :, 32, 32].abs().sum() > 0
+
+
+def test_mirroring_is_its_own_inverse_in_distribution():
+    x = torch.randn(8, 3, 4, 4)
+    for image, original in zip(mirror(x), x, strict=True):
+        assert torch.equal(image, original) or torch.equal(image, original.flip(2))
+
+
+def test_a_grid_shows_the_images_in_their_order():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2) * 20
+    picture = np.asarray(grid(images, columns=4))
+    assert picture.shape == (6, 8, 3)
+    assert picture[::2, ::2, 0].tolist() == [[0, 20, 40, 60], [80, 100, 120, 140], [160, 180, 0, 0]]

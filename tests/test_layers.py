@@ -1,0 +1,179 @@
+"""Layers under a policy: they start as the source, learn what the plan names, keep to the clip."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import wgan_64
+import wgan_64_transferlearning
+from tests.conftest import LATENT, WIDTH
+from tests.test_plan import SPLITS
+from transfer import UserError, weights
+from transfer.layers import Conv, ConvUp, Norm
+from transfer.plan import ADAFM, FILTER_SELECTION, FINETUNE, FREEZE, Split
+
+
+def transferred(networks, split, rescale="adafm", frozen_norm="batch"):
+    """The source's two networks under a plan."""
+    G = wgan_64_transferlearning.Generator(LATENT, WIDTH, Split(*split).generator(rescale, frozen_norm))
+    D = wgan_64_transferlearning.Discriminator(WIDTH, Split(*split).discriminator(rescale, frozen_norm))
+    for network, pretrained, name in zip((G, D), networks, "GD", strict=True):
+        weights.carry(network, pretrained.state_dict(), name)
+    return G, D
+
+
+@pytest.mark.parametrize("rescale", ["adafm", "filter_selection"])
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_at_step_0_the_networks_compute_what_the_source_computes(networks, split, rescale):
+    z, x = torch.randn(3, LATENT), torch.rand(3, 3, 64, 64) * 2 - 1
+    for frozen_norm in ("batch", "source"):
+        for network, pretrained, data in zip(
+            transferred(networks, split, rescale, frozen_norm), networks, (z, x), strict=True
+        ):
+            with torch.no_grad():
+                assert torch.equal(network.eval()(data), pretrained.eval()(data))
+                if frozen_norm == "batch":
+                    assert torch.equal(network.train()(data), pretrained.train()(data))
+                    weights.carry(network, pretrained.state_dict(), "")  # running statistics have moved
+
+
+LEARNS = {  # policy: what learns in such a layer, of the kernel and of the norm
+    "freeze": set(),
+    "adafm": {"gamma", "beta", "norm.weight", "norm.bias"},
+    "filter_selection": {"gamma", "beta", "norm.weight", "norm.bias"},
+    "finetune": {"weight", "norm.weight", "norm.bias"},
+}
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_training_moves_what_the_plan_names_and_nothing_else(networks, source, faces, tmp_path, split):
+    rescale, frozen_norm = ("adafm", "batch") if sum(split[:2]) % 2 else ("filter_selection", "source")
+    settings = wgan_64_transferlearning.Settings(
+        source=source,
+        images=faces,
+        G=Split(*split),
+        D=Split(*split),
+        rescale=rescale,
+        frozen_norm=frozen_norm,
+        iterations=2,
+        critic_steps=2,
+        batch_size=4,
+        augment="diffaugment",
+        device="cpu",
+        out=tmp_path,
+    )
+    run = wgan_64_transferlearning.main(settings)
+    after = weights.load(weights.newest_checkpoint(run))
+    before = transferred(networks, split, rescale, frozen_norm)
+    policies = [split_.name for split_ in Split(*split).discriminator(rescale)]
+    for name, network, by_layer in zip("GD", before, (policies[::-1], policies), strict=True):
+        expected = set()
+        for index, policy in enumerate(by_layer, start=1):
+            for ending in LEARNS[policy]:
+                kind, _, tensor = ending.rpartition(".")
+                expected.add(f"{kind or 'conv'}{index}.{tensor}")
+        parameters = {key: value for key, value in network.state_dict().items() if "running" not in key}
+        parameters = {key: value for key, value in parameters.items() if "num_batches" not in key}
+        moved = {key for key, value in parameters.items() if not torch.equal(value, after[name][key])}
+        if rescale == "filter_selection":  # batch normalisation undoes a scale and shift of a whole channel
+            moved |= {key for key in expected if key.endswith(("gamma", "beta"))}
+        assert moved == expected & parameters.keys()
+        if frozen_norm == "source":
+            for index, policy in enumerate(by_layer, start=1):
+                for key, value in network.state_dict().items():
+                    if policy == "freeze" and key.startswith(f"norm{index}."):
+                        assert torch.equal(value, after[name][key])
+
+
+@pytest.mark.parametrize(
+    "policy", [FREEZE, ADAFM, FILTER_SELECTION, FINETUNE], ids=lambda policy: policy.name
+)
+def test_the_kernels_are_those_of_the_papers(policy):
+    torch.manual_seed(0)
+    down, up = Conv(3, 5, 4, 2, 1, policy), ConvUp(3, 5, 4, 2, 1, policy)
+    for layer in (down, up):
+        for tensor in (layer.gamma, layer.beta):
+            if tensor is not None:
+                nn.init.normal_(tensor)
+    x = torch.randn(2, 3, 8, 8)
+    W, V = down.weight, up.weight
+    if policy is ADAFM:  # one gamma and one beta for each slice, of shape (C_out, C_in)
+        assert down.gamma.shape == (5, 3, 1, 1) and up.gamma.shape == (3, 5, 1, 1)
+        W, V = down.gamma * W + down.beta, up.gamma * V + up.beta
+        down_, up_ = F.conv2d(x, W, None, 2, 1), F.conv_transpose2d(x, V, None, 2, 1)
+    elif policy is FILTER_SELECTION:  # the filter's output, scaled and shifted
+        assert down.gamma.shape == (5, 1, 1, 1) and up.gamma.shape == (1, 5, 1, 1)
+        down_ = F.conv2d(x, W, None, 2, 1) * down.gamma.view(1, 5, 1, 1) + down.beta.view(1, 5, 1, 1)
+        up_ = F.conv_transpose2d(x, V, None, 2, 1) * up.gamma + up.beta
+    else:
+        down_, up_ = F.conv2d(x, W, None, 2, 1), F.conv_transpose2d(x, V, None, 2, 1)
+    torch.testing.assert_close(down(x), down_)
+    torch.testing.assert_close(up(x), up_)
+
+
+def test_nothing_is_computed_backward_below_the_lowest_layer_that_learns(networks):
+    _, D = transferred(networks, (3, 0, 2))
+    inputs = []
+    D.conv4.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    D(torch.rand(2, 3, 64, 64)).mean().backward(inputs=weights.learning(D))
+    assert not inputs[0].requires_grad
+    assert all(parameter.grad is None for parameter in D.conv3.parameters())
+
+
+@pytest.mark.parametrize("rescale", ["adafm", "filter_selection"])
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_the_effective_kernels_stay_within_the_clip(networks, split, rescale):
+    _, D = transferred(networks, split, rescale)
+    before = {name: module.kernel().clone() for name, module in D.named_modules() if isinstance(module, Conv)}
+    state = {key: value.clone() for key, value in D.state_dict().items()}
+    weights.clip_(D, 0.01)
+    for key, value in D.state_dict().items():
+        assert torch.equal(value, state[key]), "at the identity the clip changes nothing"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in weights.learning(D):
+            parameter.add_(torch.randn_like(parameter))
+    pushed = {name: module.kernel().clone() for name, module in D.named_modules() if isinstance(module, Conv)}
+    weights.clip_(D, 0.01)
+    assert weights.largest_kernel_value(D) <= 0.01
+    for name, module in D.named_modules():
+        if isinstance(module, Conv) and module.gamma is not None:  # the same direction, only as long as fits
+            a, b = module.kernel().flatten(2), pushed[name].flatten(2)
+            torch.testing.assert_close(F.cosine_similarity(a, b, dim=2), torch.ones(a.shape[:2]))
+        elif isinstance(module, Conv) and not module.weight.requires_grad:
+            assert torch.equal(module.kernel(), before[name])
+        elif isinstance(module, Norm) and module.weight.requires_grad:
+            assert module.weight.abs().max() <= 0.01 and module.bias.abs().max() <= 0.01
+
+
+def test_the_clip_lets_nan_through_to_be_found(networks):
+    _, D = transferred(networks, (0, 5, 0))
+    with torch.no_grad():
+        D.conv3.gamma[0, 0] = float("nan")
+    weights.clip_(D, 0.01)
+    assert D.conv3.kernel()[0, 0].isnan().all()
+
+
+def test_a_clip_below_the_source_kernels_is_refused(networks):
+    _, D = transferred(networks, (1, 2, 2))
+    weights.check_clip(D, 0.01)
+    with pytest.raises(UserError, match="give at least that"):
+        weights.check_clip(D, 0.001)
+
+
+def test_the_average_warms_up_and_then_follows_slowly():
+    G = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(G.weight)
+    average = weights.Average(G, 0.999)
+    nn.init.ones_(G.weight)
+    average.update(G, 1)
+    assert average.network.weight.item() == pytest.approx(1 - 2 / 11)
+    average.update(G, 100_000)
+    assert average.network.weight.item() == pytest.approx(1 - 2 / 11 * 0.999)
+
+
+def test_networks_that_do_not_fit_are_refused_by_name(networks):
+    wider = wgan_64.Generator(LATENT, WIDTH + 1)
+    with pytest.raises(UserError, match=r"source's G does not fit.*conv1\.weight"):
+        weights.carry(wider, networks[0].state_dict(), "G")

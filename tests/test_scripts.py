@@ -1,0 +1,188 @@
+"""Each script runs; a run's folder holds what it promises; pre-training leads through transfer to samples."""
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import wgan_64
+import wgan_64_transferlearning
+import wgan_gp_64
+from tests.conftest import LATENT, WIDTH
+from tests.test_plan import ROOT
+from tests.test_twins import SCRIPTS, TRANSFERS
+from transfer import UserError, weights
+from transfer.plan import Split
+from transfer.record import animate
+
+NAMES = [script.removesuffix(".py") for script in SCRIPTS]
+TINY = {
+    "iterations": 2,
+    "critic_steps": 2,
+    "batch_size": 4,
+    "device": "cpu",
+    "log_every": 1,
+    "sample_every": 1,
+}
+
+
+def tiny(name, faces, source, out, **more):
+    """The script's module, and settings with which it takes a blink."""
+    script = importlib.import_module(name)
+    own = {"source": source} if f"{name}.py" in TRANSFERS else {"latent": LATENT, "width": WIDTH}
+    return script, script.Settings(images=faces, out=out, **{**TINY, **own, **more})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_iterations_of_each_script(name, faces, source, tmp_path):
+    script, settings = tiny(name, faces, source, tmp_path)
+    run = script.main(settings)
+    assert {path.name for path in run.iterdir()} == {
+        "settings.json", f"{name}.py", "reals.png", "log.jsonl", "samples", "samples.webp", "checkpoints",
+    }  # fmt: skip
+    assert [path.name for path in sorted((run / "samples").iterdir())] == [
+        f"00000{step}.png" for step in range(3)
+    ]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all({"wasserstein", "generator", "images_per_second"} < line.keys() for line in lines)
+    description = json.loads((run / "settings.json").read_text())
+    assert description["images"]["count"] == 8 and description["settings"]["iterations"] == 2
+    assert "torch" in description["versions"]
+    with Image.open(run / "samples" / "000002.png") as image:
+        assert image.size == (512, 512)
+
+
+def test_the_animation_shows_the_grids_in_order(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for step, colour in enumerate(["red", "lime", "blue"]):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / "samples" / f"{step:06d}.png")
+    animate(tmp_path)
+    with Image.open(tmp_path / "samples.webp") as animation:
+        assert animation.n_frames == 3
+        for frame in range(3):
+            animation.seek(frame)
+            assert np.argmax(animation.convert("RGB").getpixel((8, 8))) == frame
+
+
+def test_the_settings_of_every_script_have_the_same_names():
+    common = {"images", "iterations", "batch_size", "critic_steps", "learning_rate", "augment", "ema_decay"}
+    common |= {"seed", "device", "out", "log_every", "sample_every", "save_every", "resume", "dry_run"}
+    for name in NAMES:
+        fields = importlib.import_module(name).Settings.__dataclass_fields__.keys()
+        transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip"}
+        own = {
+            "wgan_64": {"latent", "width", "clip"},
+            "wgan_gp_64": {"latent", "width", "penalty", "critic_norm"},
+        }
+        assert fields == common | own.get(name, transfer)
+
+
+def test_from_pretraining_through_transfer_to_samples(faces, tmp_path):
+    script, settings = tiny("wgan_64", faces, None, tmp_path / "source_domain")
+    source = script.main(settings)
+    script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path / "target_domain")
+    target = script.main(replace(settings, G=Split(2, 1, 2), D=Split(2, 1, 2)))
+    assert target.name == "0001-wgan_64_transferlearning-G212-D212"
+    before = (source / "samples" / "000002.png").read_bytes()
+    assert (target / "samples" / "000000.png").read_bytes() == before, "step 0 shows the source's own samples"
+    assert (target / "samples" / "000002.png").read_bytes() != before
+
+
+def test_runs_are_numbered_and_nothing_is_overwritten(faces, source, tmp_path):
+    script, settings = tiny("wgan_64", faces, source, tmp_path, iterations=1)
+    first = script.main(settings)
+    content = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    second = script.main(settings)
+    assert (first.name, second.name) == ("0001-wgan_64", "0002-wgan_64")
+    assert content == {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stopping_and_going_on_ends_where_going_through_does(name, faces, source, tmp_path):
+    script, settings = tiny(name, faces, source, tmp_path, iterations=3, augment="diffaugment")
+    through = script.main(settings)
+    stopped = script.main(replace(settings, iterations=1))
+    resumed = script.main(replace(settings, resume=stopped))
+    assert resumed == stopped
+    a, b = (weights.load(weights.newest_checkpoint(run)) for run in (through, resumed))
+    assert a["step"] == b["step"] == 3
+    for network in weights.NETWORKS:
+        assert all(torch.equal(a[network][key], b[network][key]) for key in a[network])
+    assert (through / "samples" / "000003.png").read_bytes() == (
+        resumed / "samples" / "000003.png"
+    ).read_bytes()
+
+
+def test_going_on_with_other_settings_is_refused(faces, source, tmp_path):
+    script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=1)
+    run = script.main(settings)
+    with pytest.raises(UserError, match=r"other settings \(G \[1, 2, 2\]\)"):
+        script.main(replace(settings, resume=run, iterations=2, G=Split(2, 1, 2)))
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(faces, source, tmp_path, capsys):
+    script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, dry_run=True)
+    assert script.main(settings) is None
+    out = capsys.readouterr().out
+    assert "8 images" in out and "adafm" in out and "freeze" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_stops_with_a_sentence(faces, source, tmp_path):
+    script, settings = tiny("wgan_gp_64", faces, source, tmp_path, iterations=50, learning_rate=1e30)
+    with pytest.raises(UserError, match="has diverged"):
+        script.main(settings)
+
+
+def test_the_gradient_penalty_is_zero_where_the_slope_is_one():
+    x, y = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    slope = torch.randn(3 * 8 * 8)
+
+    def critic(images, length):
+        return images.flatten(1) @ (slope / slope.norm() * length)
+
+    for length in (1.0, 3.0):
+        penalty = wgan_gp_64.gradient_penalty(lambda images, length=length: critic(images, length), x, y)
+        assert penalty.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
+
+
+def test_the_gradient_penalty_critic_can_be_given_normalisation():
+    plain, normed = wgan_gp_64.Discriminator(WIDTH), wgan_gp_64.Discriminator(WIDTH, norm=True)
+    assert not any("running" in key for key in plain.state_dict())
+    assert normed.state_dict().keys() == wgan_64.Discriminator(WIDTH).state_dict().keys()
+
+
+@pytest.mark.parametrize("what", ["missing", "text", "generator_only", "other"])
+def test_a_source_that_is_none_is_refused_in_one_sentence(what, faces, networks, tmp_path):
+    path = tmp_path / "source.safetensors"
+    G, D = (network.state_dict() for network in networks)
+    if what == "text":
+        path.write_text("no weights")
+    elif what == "generator_only":
+        weights.share(path, {"G": G, "ema": G, "D": {}}, {})
+    elif what == "other":
+        weights.share(path, {"G": G, "ema": {"a": torch.zeros(1)}, "D": D}, {})
+    settings = wgan_64_transferlearning.Settings(source=path, images=faces, out=tmp_path / "out")
+    with pytest.raises(UserError) as refusal:
+        wgan_64_transferlearning.main(settings)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_of_a_script(faces, source, tmp_path):
+    words = f"--source {source} --images {faces} --out {tmp_path} --G 2 1 2 --iterations 1 --batch-size 4"
+    command = [sys.executable, str(ROOT / "wgan_64_transferlearning.py"), *words.split(), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(str(tmp_path / "0001-wgan_64_transferlearning-G212-D122"))
+    done = subprocess.run(
+        [*command, "--images", str(tmp_path / "no")], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "does not exist" in done.stderr

@@ -1,0 +1,5 @@
+"""The bench of the experiments: plans, layers, images, weights and the run folder; a script owns the rest."""
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend: one sentence with what, where and how."""

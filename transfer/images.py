@@ -1,0 +1,354 @@
+"""The images: a folder or a zip, decoded once into uint8 on the device; augmentation; grids."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from transfer import UserError
+from transfer.settings import Augmentation
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other parser sees a user's file
+MOST_PIXELS = 50_000_000  # an image with more is refused before it is decoded
+MOST_BYTES = 200_000_000  # likewise a file with more
+
+# ----------------------------------------------------------------------------------------------------------
+# Reading: every script, operating_file.py and fid/ read images here, so the same files count everywhere.
+
+
+class Unreadable(Exception):
+    """Why one file is no image that can be used."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One image file of a folder or a zip: its name in there, and how to get its bytes."""
+
+    name: str
+    read: Callable[[], bytes]
+
+    def image(self) -> Image.Image:
+        """The upright RGB image. Raises Unreadable with the reason."""
+        return decode(self.read())
+
+
+def find(path: Path) -> list[File]:
+    """The image files of a folder (flat or nested) or a zip, sorted by name; hidden files are left out.
+
+    Raises:
+        UserError: when there is no such folder or zip, or no file in it has one of SUFFIXES.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files, others = _in_folder(path)
+    elif zipfile.is_zipfile(path):
+        files, others = _in_zip(path)
+    elif path.exists():
+        raise UserError(f"{path} is neither a folder nor a zip: give one that holds images")
+    else:
+        raise UserError(f"{path} does not exist: give a folder or a zip of images")
+    if not files:
+        raise UserError(
+            f"{path} holds no image: it has {others} other file{'s' * (others != 1)}, and none ends in"
+            f" {', '.join(SUFFIXES)}"
+        )
+    return sorted(files, key=lambda file: file.name)
+
+
+def _is_image(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and parts[-1].lower().endswith(SUFFIXES)
+
+
+def _in_folder(folder: Path) -> tuple[list[File], int]:
+    names = [
+        os.path.relpath(os.path.join(root, name), folder).replace(os.sep, "/")
+        for root, _, names in os.walk(folder)
+        for name in names
+    ]
+    files = [File(name, _reader(folder / name)) for name in names if _is_image(name)]
+    return files, len(names) - len(files)
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
+            return path.read_bytes()
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from None
+
+    return read
+
+
+def _in_zip(path: Path) -> tuple[list[File], int]:
+    archive = zipfile.ZipFile(path)
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    files = [
+        File(member.filename, _member_reader(archive, member))
+        for member in members
+        if _is_image(member.filename)
+    ]
+    return files, len(members) - len(files)
+
+
+def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        if member.file_size > MOST_BYTES:
+            raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
+        try:
+            return archive.read(member)
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+            raise Unreadable(f"the zip cannot give it back ({error})") from None
+
+    return read
+
+
+def decode(data: bytes) -> Image.Image:
+    """The bytes of a file as an upright RGB image.
+
+    Turned as its EXIF says; the first frame of an animation; 16-bit grey scaled (not cut) to 8; transparency
+    over white; palettes, grey and CMYK converted. Raises Unreadable with the reason.
+    """
+    if not data:
+        raise Unreadable("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of corrupt EXIF and of sizes that are refused below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise Unreadable(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return _to_rgb(image)
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unreadable(f"more than {MOST_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise Unreadable("not an image") from None
+    except Exception as error:  # a decoder fails in many ways, and no broken file may end a run
+        raise Unreadable(str(error) or type(error).__name__) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise Unreadable("floating-point pixels have no known range")
+    if image.mode.startswith("I"):  # 16-bit grey, which PIL would cut off at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
+
+
+def square(image: Image.Image, size: int, box: Box | None = None) -> Image.Image:
+    """The centre square of the image (or of its box), resized to size x size with antialiasing (Lanczos)."""
+    left, upper, right, lower = box or (0, 0, *image.size)
+    side = min(right - left, lower - upper)
+    left, upper = left + (right - left - side) // 2, upper + (lower - upper - side) // 2
+    image = image.crop((left, upper, left + side, upper + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Training: the images stay decoded on the device, and a batch is an index.
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images on the device.
+
+    Attributes:
+        pixels: (N, 3, size, size), uint8.
+        names: the N files' names, in the same order.
+        unreadable: the names that were left out, each with its reason.
+        fingerprint: SHA-256 over names and pixels.
+    """
+
+    pixels: Tensor
+    names: tuple[str, ...]
+    unreadable: dict[str, str]
+    fingerprint: str
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu", size: int = 64) -> Images:
+        """Decode a folder or a zip. Raises UserError when it holds no readable image."""
+        names, arrays, unreadable, digest = [], [], {}, hashlib.sha256()
+        files = find(path)
+        for file in files:
+            try:
+                array = np.asarray(square(file.image(), size))
+            except Unreadable as reason:
+                unreadable[file.name] = str(reason)
+                continue
+            names.append(file.name)
+            arrays.append(array)
+            digest.update(file.name.encode(errors="surrogateescape") + b"\0" + array.tobytes())
+        if not arrays:
+            name, reason = next(iter(unreadable.items()))
+            raise UserError(
+                f"none of the {len(files)} images in {path} can be read: {name!r}, the first, is {reason}"
+            )
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        return cls(pixels.to(device), tuple(names), unreadable, digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, n: int) -> Tensor:
+        """n images drawn with replacement: (n, 3, size, size), float32 in [-1, 1], on the device."""
+        chosen = torch.randint(len(self.pixels), (n,), device=self.pixels.device)
+        return to_float(self.pixels[chosen])
+
+    def __str__(self) -> str:
+        left_out = "".join(f"\n  left out: {name!r} ({reason})" for name, reason in self.unreadable.items())
+        return f"{len(self)} images" + left_out
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8 pixels, rounded to the nearest."""
+    return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Augmentation: each image of a batch has its own draw, on the device.
+
+STRENGTH = {  # rotation in degrees, smallest crop as a share of the side, change of colour
+    "slight": (5.0, 0.95, 0.05),
+    "strong": (15.0, 0.8, 0.2),
+}
+
+
+class Augment:
+    """Augmentation of the batches that the critic sees.
+
+    none         nothing.
+    flip         real images are mirrored, each with probability 1/2.
+    slight       real images are mirrored, rotated, cropped and changed in colour, a little ...
+    strong       ... or more (the dissertation's Table 2).
+    diffaugment  real images are mirrored; colour, translation and cutout of real and generated images alike,
+                 through which gradients flow (DiffAugment, Zhao et al. 2020).
+    """
+
+    def __init__(self, name: Augmentation) -> None:
+        self.name = name
+
+    def real(self, x: Tensor) -> Tensor:
+        """Real images x (N, 3, H, W) in [-1, 1] as the critic is to see them."""
+        if self.name == "none":
+            return x
+        x = mirror(x)
+        if self.name in STRENGTH:
+            rotation, crop, colour = STRENGTH[self.name]
+            return jitter(rotate_and_crop(x, rotation, crop), colour)
+        return self.fake(x)
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Generated images x (N, 3, H, W) as the critic is to see them; differentiable."""
+        return diff_augment(x) if self.name == "diffaugment" else x
+
+
+def _uniform(x: Tensor, low: float, high: float) -> Tensor:
+    """One draw an image, (N, 1, 1, 1)."""
+    return torch.rand(len(x), 1, 1, 1, device=x.device) * (high - low) + low
+
+
+def mirror(x: Tensor) -> Tensor:
+    """Each image left to right with probability 1/2."""
+    return torch.where(_uniform(x, 0, 1) < 0.5, x, x.flip(3))
+
+
+def rotate_and_crop(x: Tensor, degrees: float, smallest: float) -> Tensor:
+    """Each image rotated by up to +-degrees, and a crop of `smallest` to 1 of its side made the whole."""
+    angle = _uniform(x, -degrees, degrees).flatten() * (math.pi / 180)
+    side = _uniform(x, smallest, 1).flatten()
+    across, down = (_uniform(x, -1, 1).flatten() * (1 - side) for _ in range(2))
+    cos, sin = side * angle.cos(), side * angle.sin()
+    affine = torch.stack([torch.stack([cos, -sin, across], 1), torch.stack([sin, cos, down], 1)], 1)
+    where = F.affine_grid(affine, list(x.shape), align_corners=False)
+    return F.grid_sample(x, where, padding_mode="reflection", align_corners=False)
+
+
+def jitter(x: Tensor, amount: float) -> Tensor:
+    """Brightness, contrast and saturation of each image changed by factors of 1 - amount to 1 + amount."""
+    x = (x + 1) * _uniform(x, 1 - amount, 1 + amount) - 1
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * _uniform(x, 1 - amount, 1 + amount) + mean
+    grey = x.mean(1, keepdim=True)
+    return ((x - grey) * _uniform(x, 1 - amount, 1 + amount) + grey).clamp(-1, 1)
+
+
+def diff_augment(x: Tensor) -> Tensor:
+    """DiffAugment's policy color,translation,cutout, in that order, with its paper's strengths."""
+    n, _, height, width = x.shape
+    # Colour: brightness +-0.5, saturation x 0..2 about each pixel's grey, contrast x 0.5..1.5 about the mean.
+    x = x + _uniform(x, -0.5, 0.5)
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * _uniform(x, 0, 2) + grey
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * _uniform(x, 0.5, 1.5) + mean
+    # Translation: by up to an eighth of each side, zeros (mid-grey) moving in.
+    rows = torch.arange(height, device=x.device).view(1, 1, -1, 1)
+    columns = torch.arange(width, device=x.device).view(1, 1, 1, -1)
+    reach = [int(side / 8 + 0.5) for side in (height, width)]
+    down, across = (torch.randint(-r, r + 1, (n, 1, 1, 1), device=x.device) for r in reach)
+    from_row, from_column = rows - down, columns - across
+    inside = (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
+    x = x.gather(2, from_row.clamp(0, height - 1).expand(-1, x.shape[1], -1, width))
+    x = x.gather(3, from_column.clamp(0, width - 1).expand(-1, x.shape[1], height, -1)) * inside
+    # Cutout: a square of half the side set to zero, its centre anywhere in the image.
+    middle_row, middle_column = (
+        torch.randint(side, (n, 1, 1, 1), device=x.device) for side in (height, width)
+    )
+    cut = ((rows - middle_row + height // 4) // (height // 2) == 0) & (
+        (columns - middle_column + width // 4) // (width // 2) == 0
+    )
+    return x * ~cut
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Looking: grids.
+
+
+def grid(images: Tensor, columns: int = 8) -> Image.Image:
+    """Images (N, 3, H, W), uint8 or in [-1, 1], side by side, row by row."""
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    n, channels, height, width = pixels.shape
+    rows = math.ceil(n / columns)
+    pixels = F.pad(pixels.cpu(), (0, 0, 0, 0, 0, 0, 0, rows * columns - n))
+    pixels = pixels.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    return Image.fromarray(pixels.reshape(rows * height, columns * width, channels).numpy())
+
+
+def frames(paths: list[Path]) -> Iterator[Image.Image]:
+    """The grids in paths, opened one at a time."""
+    for path in paths:
+        with Image.open(path) as image:
+            yield image.convert("RGB")

@@ -1,0 +1,106 @@
+"""The layers: a kernel or a batch normalisation under a policy, applied by torch.nn.functional."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transfer.plan import FINETUNE, Policy
+
+
+class _Kernel(nn.Module):
+    """A kernel W under a policy, with the gamma and beta that the policy asks for.
+
+    The state is `weight`, in torch's layout, with `gamma` and `beta` beside it under a policy that modulates,
+    and where asked for a `bias` (C_out,), which learns when the weight does. What does not learn requires no
+    gradient, so autograd computes none for it and stops below the lowest layer that learns. Initialised as
+    DCGAN is: weight from N(0, 0.02^2) (Radford et al. 2016, section 4).
+    """
+
+    out_axis: int  # the axis of the weight that counts output channels
+
+    def __init__(
+        self, shape: tuple[int, ...], stride: int, padding: int, policy: Policy, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.policy, self.stride, self.padding = policy, stride, padding
+        self.weight = nn.Parameter(torch.randn(shape) * 0.02, requires_grad="weight" in policy.learns)
+        if policy.modulation is None:
+            self.gamma = self.beta = None
+        else:
+            modulation = policy.modulation(shape, self.out_axis)
+            self.gamma = nn.Parameter(torch.ones(modulation))
+            self.beta = nn.Parameter(torch.zeros(modulation))
+        channels = torch.zeros(shape[self.out_axis])
+        self.bias = nn.Parameter(channels, requires_grad=self.weight.requires_grad) if bias else None
+
+    def kernel(self) -> Tensor:
+        """The effective kernel, of the weight's shape: what the convolution is done with."""
+        return self.policy.kernel(self.weight, self.gamma, self.beta)
+
+    def shift(self) -> Tensor | None:
+        """What is added to the output, (C_out,), or None: the layer's own bias and what the policy adds."""
+        added = self.policy.bias(self.beta)
+        return self.bias if added is None else added if self.bias is None else self.bias + added
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, stride {self.stride}, padding {self.padding}, {self.policy.name}"
+
+
+class Conv(_Kernel):
+    """x (N, C_in, H, W) -> (N, C_out, H', W'), by a kernel (C_out, C_in, k, k) under a policy.
+
+    With k = 4 on a 4 x 4 map and one output channel this is a fully connected layer, H' = W' = 1.
+    """
+
+    out_axis = 0
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        size: int,
+        stride: int,
+        padding: int,
+        policy: Policy = FINETUNE,
+        bias: bool = False,
+    ) -> None:
+        super().__init__((c_out, c_in, size, size), stride, padding, policy, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel(), self.shift(), self.stride, self.padding)
+
+
+class ConvUp(_Kernel):
+    """x (N, C_in, H, W) -> (N, C_out, H', W'), transposed, by a kernel (C_in, C_out, k, k) under a policy."""
+
+    out_axis = 1
+
+    def __init__(
+        self, c_in: int, c_out: int, size: int, stride: int, padding: int, policy: Policy = FINETUNE
+    ) -> None:
+        super().__init__((c_in, c_out, size, size), stride, padding, policy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.kernel(), self.shift(), self.stride, self.padding)
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch normalisation of x (N, C, H, W) in a layer under a policy.
+
+    Its scale and shift learn where anything of the layer learns. In a frozen layer they stay, and the
+    policy's `norm` decides what x is normalised with: the statistics of the batch, as during pre-training, or
+    the source's running statistics, which makes the layer a fixed function. Initialised as DCGAN is: scale
+    from N(1, 0.02^2).
+    """
+
+    def __init__(self, channels: int, policy: Policy = FINETUNE) -> None:
+        super().__init__(channels)
+        nn.init.normal_(self.weight, 1.0, 0.02)
+        self.requires_grad_(bool(policy.learns))
+        self.fixed = not policy.learns and policy.norm == "source"
+        self.train()
+
+    def train(self, mode: bool = True) -> Norm:
+        return super().train(mode and not self.fixed)

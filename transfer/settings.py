@@ -1,0 +1,91 @@
+"""The settings: a script's constants as a frozen dataclass, and the command line made from the same class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from transfer import UserError
+from transfer.plan import Split
+
+S = TypeVar("S")
+Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see images.Augment
+
+
+def command_line(settings: type[S]) -> S:
+    """The settings with what the command line overrides (--G 1 2 2 --iterations 2000 --dry-run).
+
+    Called before torch is imported, so that a wrong value is answered at once. Ends the program with exit
+    code 2 after one sentence when a value is wrong, and with 0 after --help.
+    """
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_split_rule)
+    with user_errors():
+        chosen = tyro.cli(settings, description=sys.modules["__main__"].__doc__, registry=registry)
+        check(chosen)
+    return chosen
+
+
+def _split_rule(info: Any) -> Any:
+    """How tyro reads a Split: any number of words, so that Split itself says what is wrong with them."""
+    import tyro
+
+    if info.type is not Split:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="I J K",
+        instance_from_str=lambda words: Split(*words),
+        is_instance=lambda value: isinstance(value, Split),
+        str_from_instance=lambda split: [str(count) for count in split],
+    )
+
+
+LOWEST = {  # the least value of each number, by the name every script gives it
+    "iterations": 1,
+    "batch_size": 2,  # batch normalisation needs two images
+    "critic_steps": 1,
+    "latent": 1,
+    "width": 1,
+    "sample_every": 1,
+    "save_every": 1,
+    "log_every": 1,
+    "seed": 0,
+}
+POSITIVE = ("learning_rate", "clip", "penalty")
+
+
+def check(settings: Any) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        UserError: naming the setting, its value and the least value it can have.
+    """
+    values = vars(settings)
+    for name, least in LOWEST.items():
+        if name in values and values[name] < least:
+            raise UserError(f"{name} is {values[name]}: give at least {least}")
+    for name in POSITIVE:
+        if name in values and not 0 < values[name] < float("inf"):
+            raise UserError(f"{name} is {values[name]}: give a number above 0")
+    if not 0 <= values.get("ema_decay", 0) < 1:
+        raise UserError(
+            f"ema_decay is {values['ema_decay']}: give a number from 0 to just below 1, such as 0.999"
+        )
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the program with exit code 2 and one sentence, not a traceback, on a UserError."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

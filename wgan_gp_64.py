@@ -1,0 +1,159 @@
+"""Pre-train a Wasserstein GAN with gradient penalty (Gulrajani et al. 2017): dissertation, 4.3.1.
+
+    python wgan_gp_64.py --images train_images/source_domain --iterations 20000
+
+The critic has no batch normalisation, which would let one image's score depend on the others that the penalty
+looks at alone (section 4 of the paper); --critic-norm gives it back, as the dissertation had it. Writes
+samples and checkpoints, which hold the generator and the discriminator, to a new folder in source_domain/.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfer.settings import Augmentation, check, command_line, user_errors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit these constants, or override any of them on the command line."""
+
+    images: Path = Path("train_images/source_domain")  # the source domain: a folder or a zip
+    iterations: int = 20_000  # generator updates
+    batch_size: int = 64  # images a step, real and generated each
+    critic_steps: int = 5  # critic updates before each generator update
+    learning_rate: float = 1e-4  # of Adam with betas 0 and 0.9, for both networks
+    penalty: float = 10.0  # weight of (|gradient of the critic at x| - 1)^2
+    critic_norm: bool = False  # batch normalisation in the critic: the dissertation's variant
+    augment: Augmentation = "flip"  # of the real images, or diffaugment of real and generated
+    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
+    latent: int = 100  # numbers a latent z
+    width: int = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
+    seed: int = 0
+    device: str | None = None  # cuda where there is a GPU, else cpu
+    out: Path = Path("source_domain")  # where the run's folder is made
+    log_every: int = 50
+    sample_every: int = 500
+    save_every: int = 1000
+    resume: Path | None = None  # a run's folder to go on with
+    dry_run: bool = False  # print what would be trained, and stop
+
+
+if __name__ == "__main__":
+    settings = command_line(Settings)  # before torch is loaded, so that a wrong value is answered at once
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from transfer.engine import choose_device
+from transfer.images import Augment, Images
+from transfer.layers import Conv, ConvUp, Norm
+from transfer.plan import FROM_SCRATCH, table
+from transfer.record import Run
+from transfer.weights import Average, learning
+
+
+class Generator(nn.Module):
+    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
+
+    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+        super().__init__()
+        self.latent = latent
+        p1, p2, p3, p4, p5 = policies
+        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
+        self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
+        self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
+        self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
+        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
+
+    def forward(self, z):
+        x = z[:, :, None, None]  # N x 100 x 1 x 1
+        x = F.relu(self.norm1(self.conv1(x)))  # N x 512 x 4 x 4
+        x = F.relu(self.norm2(self.conv2(x)))  # N x 256 x 8 x 8
+        x = F.relu(self.norm3(self.conv3(x)))  # N x 128 x 16 x 16
+        x = F.relu(self.norm4(self.conv4(x)))  # N x 64 x 32 x 32
+        return torch.tanh(self.conv5(x))  # N x 3 x 64 x 64
+
+
+class Discriminator(nn.Module):
+    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers.
+
+    With norm as wgan_64.py has it; without, biases take the place of batch normalisation's shifts.
+    """
+
+    def __init__(self, width=64, policies=FROM_SCRATCH, norm=False):
+        super().__init__()
+        p1, p2, p3, p4, p5 = policies
+        Norm_ = Norm if norm else nn.Identity
+        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias=not norm)
+        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias=not norm), Norm_(2 * width, p2)
+        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias=not norm), Norm_(4 * width, p3)
+        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias=not norm), Norm_(8 * width, p4)
+        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
+        x = F.leaky_relu(self.norm2(self.conv2(x)), 0.2)  # N x 128 x 16 x 16
+        x = F.leaky_relu(self.norm3(self.conv3(x)), 0.2)  # N x 256 x 8 x 8
+        x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
+        return self.conv5(x).flatten()  # N
+
+
+def gradient_penalty(D, real, fake):
+    """mean (|gradient of D at x| - 1)^2 over images x between real and fake, each drawn on its own line."""
+    x = torch.lerp(real, fake, torch.rand(len(real), 1, 1, 1, device=real.device)).requires_grad_()
+    (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def main(settings: Settings) -> Path | None:
+    """Train, and return the run's folder; None after a dry run."""
+    check(settings)
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    G = Generator(settings.latent, settings.width).to(device)
+    D = Discriminator(settings.width, norm=settings.critic_norm).to(device)
+    images = Images.load(settings.images, device)
+    print(f"{images} in {settings.images}, on {device}")
+    if settings.dry_run:
+        return print(table(G=G, D=D))
+
+    augment = Augment(settings.augment)
+    average = Average(G, settings.ema_decay)
+    optimizer_G = torch.optim.Adam(learning(G), settings.learning_rate, betas=(0.0, 0.9))
+    optimizer_D = torch.optim.Adam(learning(D), settings.learning_rate, betas=(0.0, 0.9))
+    parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
+    run = Run(settings, __file__, images, parts)
+
+    def critic_step():
+        real = images.batch(settings.batch_size)
+        with torch.no_grad():
+            fake = G(torch.randn(settings.batch_size, settings.latent, device=device))
+        real, fake = augment.real(real), augment.fake(fake)
+        estimate = D(real).mean() - D(fake).mean()
+        loss = settings.penalty * gradient_penalty(D, real, fake) - estimate
+        optimizer_D.zero_grad()
+        loss.backward(inputs=learning(D))
+        optimizer_D.step()
+        return estimate.detach()
+
+    def generator_step():
+        z = torch.randn(settings.batch_size, settings.latent, device=device)
+        loss = -D(augment.fake(G(z))).mean()
+        optimizer_G.zero_grad()
+        loss.backward(inputs=learning(G))
+        optimizer_G.step()
+        return loss.detach()
+
+    for step in run.steps():
+        for _ in range(settings.critic_steps):
+            wasserstein = critic_step()
+        generator = generator_step()
+        average.update(G, step)
+        run.losses(wasserstein=wasserstein, generator=generator)
+    return run.folder
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(settings)
