@@ -85,8 +85,8 @@ class Split(namedtuple("Split", ("freeze", "rescale", "finetune"))):
         if len(numbers) != 3 or None in numbers or min(numbers) < 0 or sum(numbers) != LAYERS:
             raise UserError(
                 f"({', '.join(map(str, counts))}) is no split of the {LAYERS} layers: give three whole"
-                f" numbers of at least 0 with i + j + k = {LAYERS}, the layers to freeze, rescale and fine-tune,"
-                " for example 1 2 2"
+                f" numbers of at least 0 with i + j + k = {LAYERS}, how many to freeze,"
+                " rescale and fine-tune, for example 1 2 2"
             )
         return super().__new__(cls, *numbers)
 
