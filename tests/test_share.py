@@ -1,0 +1,46 @@
+"""A shared file: what a run has trained, as other people get it."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.test_scripts import tiny
+from transfer import UserError, weights
+from transfer.__main__ import seconds, share
+
+
+@pytest.fixture(scope="module")
+def run(faces, tmp_path_factory):
+    script, settings = tiny("wgan_64", faces, None, tmp_path_factory.mktemp("out"), learning_rate=0.01)
+    return script.main(settings)
+
+
+def test_a_shared_file_carries_both_networks_and_says_what_they_are(run, tmp_path):
+    share(run, tmp_path / "new" / "mine.safetensors")
+    state = weights.load(weights.newest_checkpoint(run))
+    source = weights.Source.read(tmp_path / "new" / "mine.safetensors")
+    for key, tensor in state["ema"].items():
+        torch.testing.assert_close(source.generator[key], tensor, rtol=1e-3, atol=1e-6)
+    for key, tensor in state["D"].items():
+        assert torch.equal(source.discriminator[key], tensor), "D is not rounded"
+    with safe_open(tmp_path / "new" / "mine.safetensors", "pt") as file:
+        card = json.loads(file.metadata()["card"])
+    assert card["iterations"] == 2 and card["images"]["count"] == 8
+    page = (tmp_path / "new" / "mine.md").read_text()
+    assert "wgan_64.py" in page and "(mine.png)" in page
+    assert (tmp_path / "new" / "mine.png").read_bytes() == (run / "samples" / "000002.png").read_bytes()
+
+
+def test_repeated_iterations_count_once(tmp_path):
+    (tmp_path / "settings.json").write_text('{"settings": {"batch_size": 10, "critic_steps": 5}}')
+    steps = [(10, 50.0), (20, 25.0), (20, 100.0), (30, 1.0)]  # 20 was done twice, 30 is not in the file
+    lines = [json.dumps({"step": step, "images_per_second": rate}) for step, rate in steps]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert seconds(tmp_path, 20) == pytest.approx(10 * 50 / 50 + 10 * 50 / 100)
+
+
+def test_another_ending_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"\.safetensors"):
+        share(run, tmp_path / "mine.pt")
