@@ -9,7 +9,7 @@ source_domain/.
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfer.settings import Augmentation, check, command_line, user_errors
+from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Settings:
     log_every: int = 50
     sample_every: int = 500
     save_every: int = 1000
+    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    reference: Path | None = None  # held-out images, which are scored against and never trained on
+    extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with
     dry_run: bool = False  # print what would be trained, and stop
 
@@ -43,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transfer.engine import choose_device
+from transfer.engine import choose_device, tune
 from transfer.images import Augment, Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
@@ -110,6 +113,7 @@ def main(settings: Settings) -> Path | None:
     optimizer_G = torch.optim.RMSprop(learning(G), settings.learning_rate)
     optimizer_D = torch.optim.RMSprop(learning(D), settings.learning_rate)
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
+    tune(G, D, iterations=settings.iterations)
     run = Run(settings, __file__, images, parts)
 
     def critic_step():

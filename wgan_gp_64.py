@@ -10,7 +10,7 @@ samples and checkpoints, which hold the generator and the discriminator, to a ne
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfer.settings import Augmentation, check, command_line, user_errors
+from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Settings:
     log_every: int = 50
     sample_every: int = 500
     save_every: int = 1000
+    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    reference: Path | None = None  # held-out images, which are scored against and never trained on
+    extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with
     dry_run: bool = False  # print what would be trained, and stop
 
@@ -45,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transfer.engine import choose_device
+from transfer.engine import choose_device, tune
 from transfer.images import Augment, Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
@@ -123,6 +126,7 @@ def main(settings: Settings) -> Path | None:
     optimizer_G = torch.optim.Adam(learning(G), settings.learning_rate, betas=(0.0, 0.9))
     optimizer_D = torch.optim.Adam(learning(D), settings.learning_rate, betas=(0.0, 0.9))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
+    tune(G, D, iterations=settings.iterations)
     run = Run(settings, __file__, images, parts)
 
     def critic_step():

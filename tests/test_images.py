@@ -1,5 +1,6 @@
 """Images: what is read and how, what is refused, and what augmentation does to a batch."""
 
+import os
 import zipfile
 
 import numpy as np
@@ -54,6 +55,35 @@ def test_a_broken_file_is_named_and_left_out(faces, tmp_path):
     assert images.names == ("whole.png",)
     assert images.unreadable.keys() == {"cut.png", "empty.png", "text.jpg", "gone.png"}
     assert "'text.jpg' (not an image)" in str(images)
+
+
+def test_a_damaged_file_in_a_zip_is_named_and_left_out(faces, tmp_path):
+    path = tmp_path / "faces.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bad.bmp", bytes(10_000))
+        archive.write(faces / "0.png", "good.png")
+        damaged = archive.getinfo("bad.bmp").header_offset + 30 + len("bad.bmp")
+    data = bytearray(path.read_bytes())
+    data[damaged : damaged + 4] = b"\xff" * 4
+    path.write_bytes(data)
+    images = Images.load(path)
+    assert images.names == ("good.png",) and "zip" in images.unreadable["bad.bmp"]
+
+
+def test_a_damaged_zip_is_refused_and_a_pipe_is_left_out(faces, tmp_path):
+    path = tmp_path / "faces.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(faces / "0.png", "0.png")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02")] = 0
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged zip"):
+        Images.load(path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "0.png").write_bytes((faces / "0.png").read_bytes())
+    assert Images.load(folder).unreadable == {"pipe.png": "no regular file"}
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "text", "file", "broken"])

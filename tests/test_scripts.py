@@ -17,7 +17,7 @@ import wgan_gp_64
 from tests.conftest import LATENT, WIDTH
 from tests.test_plan import ROOT
 from tests.test_twins import SCRIPTS, TRANSFERS
-from transfer import UserError, weights
+from transfer import UserError, record, weights
 from transfer.plan import Split
 from transfer.record import animate
 
@@ -74,6 +74,7 @@ def test_the_animation_shows_the_grids_in_order(tmp_path):
 def test_the_settings_of_every_script_have_the_same_names():
     common = {"images", "iterations", "batch_size", "critic_steps", "learning_rate", "augment", "ema_decay"}
     common |= {"seed", "device", "out", "log_every", "sample_every", "save_every", "resume", "dry_run"}
+    common |= {"score_every", "reference", "extractor"}
     for name in NAMES:
         fields = importlib.import_module(name).Settings.__dataclass_fields__.keys()
         transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip"}
@@ -118,6 +119,22 @@ def test_stopping_and_going_on_ends_where_going_through_does(name, faces, source
     assert (through / "samples" / "000003.png").read_bytes() == (
         resumed / "samples" / "000003.png"
     ).read_bytes()
+
+
+def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "SCORED", 64)
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
+    script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=2)
+    plain = script.main(settings)
+    run = script.main(replace(settings, score_every=1, extractor="efficientnet_lite0", reference=faces))
+    lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert (line["n_generated"], line["n_real"], line["heldout"]["n_real"]) == (64, 8, 8)
+        assert line["heldout"]["fid"] == pytest.approx(line["fid"]), "the reference is the training set here"
+        assert "efficientnet_lite0" in line["extractor"]
+    a, b = (weights.load(weights.newest_checkpoint(each)) for each in (plain, run))
+    assert all(torch.equal(a["ema"][key], b["ema"][key]) for key in a["ema"])
 
 
 def test_going_on_with_other_settings_is_refused(faces, source, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -88,7 +89,10 @@ def _in_folder(folder: Path) -> tuple[list[File], int]:
 def _reader(path: Path) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
-            if path.stat().st_size > MOST_BYTES:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("no regular file")  # reading a pipe would never end
+            if status.st_size > MOST_BYTES:
                 raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
             return path.read_bytes()
         except OSError as error:
@@ -98,7 +102,10 @@ def _reader(path: Path) -> Callable[[], bytes]:
 
 
 def _in_zip(path: Path) -> tuple[list[File], int]:
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a directory can be damaged in many ways
+        raise UserError(f"{path} is a damaged zip ({error}): make it again") from None
     members = [member for member in archive.infolist() if not member.is_dir()]
     files = [
         File(member.filename, _member_reader(archive, member))
@@ -114,7 +121,7 @@ def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callabl
             raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
         try:
             return archive.read(member)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+        except Exception as error:  # unpacking fails in as many ways as there are compressions
             raise Unreadable(f"the zip cannot give it back ({error})") from None
 
     return read

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transfer import kernels
 from transfer.plan import FINETUNE, Policy
 
 
@@ -25,6 +26,7 @@ class _Kernel(nn.Module):
     ) -> None:
         super().__init__()
         self.policy, self.stride, self.padding = policy, stride, padding
+        self.few_products = False  # whether transfer.kernels convolves; transfer.engine decides
         self.weight = nn.Parameter(torch.randn(shape) * 0.02, requires_grad="weight" in policy.learns)
         if policy.modulation is None:
             self.gamma = self.beta = None
@@ -69,6 +71,8 @@ class Conv(_Kernel):
         super().__init__((c_out, c_in, size, size), stride, padding, policy, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.few_products:
+            return _shifted(kernels.conv2d(x, self.kernel()), self.shift())
         return F.conv2d(x, self.kernel(), self.shift(), self.stride, self.padding)
 
 
@@ -83,7 +87,13 @@ class ConvUp(_Kernel):
         super().__init__((c_in, c_out, size, size), stride, padding, policy)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.few_products:
+            return _shifted(kernels.conv_transpose2d(x, self.kernel()), self.shift())
         return F.conv_transpose2d(x, self.kernel(), self.shift(), self.stride, self.padding)
+
+
+def _shifted(x: Tensor, shift: Tensor | None) -> Tensor:
+    return x if shift is None else x + shift[:, None, None]
 
 
 class Norm(nn.BatchNorm2d):

@@ -20,11 +20,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transfer import UserError, weights
-from transfer.images import Images, frames, grid
+from transfer.images import Images, frames, grid, to_uint8
 
 SAMPLES = 64  # the latents of the grids
+SCORED = 1000  # the images that are drawn for a score
 CHECKPOINT_VERSION = 1
-MAY_CHANGE = {"iterations", "sample_every", "save_every", "log_every", "device", "resume", "dry_run", "out"}
+MAY_CHANGE = {
+    "iterations",
+    "log_every",
+    "sample_every",
+    "save_every",
+    "score_every",
+    "reference",
+    "extractor",
+}
+MAY_CHANGE |= {"device", "out", "resume", "dry_run"}
 
 
 class Run:
@@ -34,6 +44,7 @@ class Run:
         SCRIPT.py        the script as it was run
         reals.png        64 of the real images
         log.jsonl        one line every `log_every` iterations
+        scores.jsonl     one line every `score_every` iterations, if any: see fid.Scores
         samples/         STEP.png: the same 64 latents through the averaged generator; 0 is before training
         samples.webp     those grids as an animation, when the run has ended
         checkpoints/     STEP.pt: everything that is needed to go on
@@ -53,7 +64,12 @@ class Run:
         self.script = Path(script)
         self.device = images.pixels.device
         generator = torch.Generator().manual_seed(settings.seed)
-        self.latents = torch.randn(SAMPLES, parts["G"].latent, generator=generator).to(self.device)
+        self.latents = torch.randn(SCORED, parts["G"].latent, generator=generator).to(self.device)
+        self.extractor = None
+        if settings.score_every:
+            from fid import load  # slow, and not every run is scored
+
+            self.extractor = load(settings.extractor, device=str(self.device))
         self.step, self._losses, self._since = 0, {}, None
         if settings.resume is not None:
             self._resume(Path(settings.resume))
@@ -99,6 +115,8 @@ class Run:
                     self.sample()
                 if step % settings.save_every == 0 or last:
                     self.save()
+                if settings.score_every and (step % settings.score_every == 0 or last):
+                    self.score()
         animate(self.folder)
         print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
 
@@ -124,10 +142,30 @@ class Run:
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
 
     @torch.no_grad()
+    def _draw(self, n: int) -> Tensor:
+        """The averaged generator's images (n, 3, 64, 64), uint8, of the run's first n latents."""
+        network = self.parts["average"].network
+        return torch.cat([to_uint8(network(z)) for z in self.latents[:n].split(SAMPLES)])
+
     def sample(self) -> None:
         """Write the grid of this step."""
-        images = self.parts["average"].network(self.latents)
-        grid(images).save(self.folder / "samples" / f"{self.step:06d}.png")
+        grid(self._draw(SAMPLES)).save(self.folder / "samples" / f"{self.step:06d}.png")
+
+    def score(self) -> None:
+        """Write the scores of this step, against the training images and the reference."""
+        from fid import score
+
+        scores = score(
+            self._draw(SCORED),
+            self.images,
+            self.settings.reference,
+            extractor=self.extractor,
+            size=self.images.pixels.shape[-1],
+            seed=self.settings.seed,
+        )
+        with open(self.folder / "scores.jsonl", "a") as file:
+            file.write(json.dumps({"step": self.step, **scores.as_dict()}) + "\n")
+        tqdm.write(f"{self.step}: {scores}")
 
     # -- going on ------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from transfer.plan import Split
 
 S = TypeVar("S")
 Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see images.Augment
+Extractor = Literal["inception", "efficientnet_lite0"]  # see fid.extractors
 
 
 def command_line(settings: type[S]) -> S:
@@ -55,6 +56,7 @@ LOWEST = {  # the least value of each number, by the name every script gives it
     "sample_every": 1,
     "save_every": 1,
     "log_every": 1,
+    "score_every": 0,
     "seed": 0,
 }
 POSITIVE = ("learning_rate", "clip", "penalty")

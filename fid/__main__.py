@@ -1,0 +1,104 @@
+"""Score generated images against real ones and, where given, against held-out ones.
+
+python -m fid GENERATED REAL [REFERENCE]: folders, zips, or statistics in .npz files.
+
+python -m fid --model RUN REAL [REFERENCE]: images drawn from a run, a checkpoint or a .safetensors file.
+
+python -m fid IMAGES --save FILE.npz: write the statistics of a set, as pytorch-fid reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from transfer import UserError
+from transfer.settings import check, command_line, user_errors
+
+GENERATED = Path("generated_image")
+DRAWN = 1000  # images, unless count says otherwise
+SIDE = 64  # pixels, of a drawn image
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to score, and with what."""
+
+    paths: Positional[tuple[Path, ...]] = ()  # GENERATED REAL [REFERENCE], or as above
+    model: Path | None = None  # a run's folder, a checkpoint or a .safetensors file to draw images from
+    count: int | None = None  # images to draw from the model, 1000 unless given
+    keep: bool = False  # write the drawn images to generated_image/
+    extractor: Literal["inception", "efficientnet_lite0"] = "inception"
+    weights: Path | None = None  # other weights for the extractor; their hash goes into its name
+    size: int | None = None  # bring every image's centre square to this size first; 64 with a model
+    bootstrap: int = 0  # resampled sets that 95 % intervals come from
+    seed: int = 0
+    json: bool = False  # print one line of JSON instead of a table
+    nearest: Path | None = None  # a PNG to write: the closest generated and real images, a .csv of all beside
+    save: Path | None = None  # a .npz to write: the statistics of IMAGES
+    device: str | None = None  # cuda where there is a GPU, else cpu
+    cache: Path | None = (
+        None  # where features of real images are kept: $FID_CACHE, or the user's cache folder
+    )
+
+
+def main(settings: Settings) -> None:
+    """Score and print.
+
+    Raises:
+        UserError: when the settings do not fit each other, or what they name cannot be used.
+    """
+    sets, size = _sets(settings), settings.size
+    from fid import extractors, generator, metrics, statistics
+    from fid.scores import score
+    from fid.sets import Set
+    from transfer.weights import Source
+
+    extractor = extractors.load(settings.extractor, settings.weights, settings.device)
+    if settings.save is not None:
+        features = statistics.extract(Set.of(sets[0], "the images", size), extractor)
+        statistics.save(settings.save, metrics.Gaussian.of(features.values), extractor)
+        return print(f"the statistics of {len(features.rows)} images are in {settings.save}")
+    if settings.model is not None:
+        source, size = Source.read(settings.model), size or SIDE
+        drawn = generator.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
+        sets = (drawn, *sets)
+        if settings.keep:
+            generator.keep(drawn, GENERATED)
+    chosen = {name: getattr(settings, name) for name in ("seed", "bootstrap", "cache", "nearest")}
+    scores = score(*sets, extractor=extractor, size=size, **chosen)
+    for name, reason in scores.left_out.items():
+        print(f"left out: {name!r} ({reason})", file=sys.stderr)
+    print(json.dumps(scores.as_dict()) if settings.json else scores.table())
+
+
+def _sets(settings: Settings) -> tuple[Path, ...]:
+    """The paths, after everything that can be said of the settings without reading a file."""
+    check(settings)
+    count, drawn = len(settings.paths), settings.model is not None
+    if settings.save is not None:
+        fitting, wanted = count == 1 and not drawn, "IMAGES --save FILE.npz"
+    elif drawn:
+        fitting, wanted = count in (1, 2), "--model RUN REAL [REFERENCE]"
+    else:
+        fitting, wanted = count in (2, 3), "GENERATED REAL [REFERENCE], each a folder or a zip of images"
+    if not fitting:
+        raise UserError(f"{count} path{'s' * (count != 1)} given: python -m fid wants {wanted}")
+    if not drawn and (settings.keep or settings.count is not None):
+        raise UserError("--keep and --count are about images that are drawn: give --model RUN with them")
+    for name, least in (("count", 2), ("size", 1), ("bootstrap", 0)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}: give at least {least}")
+    return settings.paths
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m fid"
+    with user_errors():
+        main(command_line(Settings))

