@@ -5,7 +5,7 @@ import torch
 
 import wgan_64
 from tests.conftest import LATENT, WIDTH
-from transfer import UserError, kernels
+from transfer import UserError, engine, kernels
 from transfer.engine import PAYS_FROM, choose_device, tune
 
 
@@ -25,6 +25,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_sentence(name):
     "amx, iterations, few", [(False, PAYS_FROM, 3), (False, PAYS_FROM - 1, 0), (True, PAYS_FROM, 0)]
 )
 def test_the_wide_convolutions_use_few_products_where_that_pays(monkeypatch, amx, iterations, few):
+    monkeypatch.setattr(engine, "_compiles", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
     tune(G, D, iterations=iterations)
@@ -34,3 +35,15 @@ def test_the_wide_convolutions_use_few_products_where_that_pays(monkeypatch, amx
     )
     D(torch.rand(2, 3, 64, 64))
     assert len([w for w in used if w.shape[1] > 3]) == few
+
+
+def test_without_a_compiler_it_goes_on_with_torchs_convolutions(monkeypatch, capsys):
+    def fails(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    D = wgan_64.Discriminator(WIDTH)
+    tune(D, iterations=PAYS_FROM)
+    assert not D.conv2.few_products
+    assert "compiler" in capsys.readouterr().out

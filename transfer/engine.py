@@ -34,12 +34,23 @@ def tune(*networks: nn.Module, iterations: int) -> None:
     """Choose the convolutions of networks that are to be trained together.
 
     On a CPU without matrix instructions the wide 4x4 convolutions of stride 2 go through transfer.kernels,
-    which needs 2.56 times fewer products, once the run is long enough to pay for compiling it; it agrees with
-    torch up to rounding. Elsewhere torch's own are the fast ones.
+    which needs 2.56 times fewer products and agrees with torch up to rounding, if the run is long enough to
+    pay for compiling it and there is something to compile it with. Elsewhere torch's own are the fast ones.
     """
     device = next(networks[0].parameters()).device
-    pays = iterations >= PAYS_FROM and device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
+    wanted = iterations >= PAYS_FROM and device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
+    few_products = wanted and _compiles()
     for network in networks:
         for module in network.modules():
             if isinstance(module, Conv | ConvUp):
-                module.few_products = pays and module.stride == 2
+                module.few_products = few_products and module.stride == 2
+
+
+def _compiles() -> bool:
+    """Whether torch.compile works here: it needs a C++ compiler and Python's headers."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(8))
+    except Exception:  # torch, the compiler and the linker fail in many ways
+        print("a C++ compiler and Python's headers would make this faster; going on without")
+        return False
+    return True

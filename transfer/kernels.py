@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ Map = Callable[[Tensor, int], Tensor]
 
 
 def toom_cook(points: Sequence[int]) -> tuple[Matrix, Matrix, Matrix]:
-    """A (m+1, m), B (m+1, m+1), G (m+1, 2), for m points, with which A' (Bx * Gw) is w (2,) slid over x (m+1,).
+    """A (m+1, m), B (m+1, m+1), G (m+1, 2) for m points: A' (Bx * Gw) is w (2,) slid over x (m+1,).
 
     The product of polynomials of m and 2 coefficients is interpolated from its values at the points and at
-    infinity (Toom-Cook); transposed that is a filter of m outputs for m+1 products (Winograd; Lavin & Gray
-    2016, arXiv:1509.09308). Exact; float32 rounds to 4e-6 of the output's size with four points, 1e-6 with two.
+    infinity (Toom-Cook); transposed, that is a filter of m outputs for m+1 products (Winograd; Lavin & Gray
+    2016, arXiv:1509.09308). It is exact; float32 rounds to 4e-6 of the output's size with four points, 1e-6
+    with two, and 1e-4 with eight, which would be too much.
     """
 
     def times(polynomial: list[Fraction], root: Fraction) -> list[Fraction]:
@@ -63,11 +65,12 @@ def _into(matrix: Matrix, grid: Tensor, row: int, column: int) -> Tensor:
     return torch.stack([point for r in rows for point in _combine(matrix, r)])
 
 
-# y = w * x is A'(Bx . Gw): three linear maps to (m+1)^2 points, and a matrix product at each. The gradients are made of
-# the same maps and their transposes, to any order. The wide image x (N, H, W, C), with its border of zeros, is four
-# phases of the narrow one's size, and the kernel is as many 2x2 kernels: w[2a + p] meets x[2(o + a) + p]. So a tile
-# of m x m outputs takes (m+1)^2 products for 4m^2 (25 for 64) of each pair of channels, and phases sum as channels do.
-# Channels come last and are whole vectors; an image's tiles number T x S.
+# y = w * x is A'(Bx . Gw): three linear maps to (m+1)^2 points, and a matrix product at each. The gradients
+# are made of the same maps and their transposes, to any order. The wide image x (N, H, W, C), with its border
+# of zeros, is four phases of the narrow one's size, and the kernel is as many 2x2 kernels: w[2a + p] meets
+# x[2(o + a) + p]. So a tile of m x m outputs takes (m+1)^2 products for 4m^2 (25 for 64) of each pair of
+# channels, and phases sum as channels do. Channels come last, so that vectors are whole; an image has T x S
+# tiles.
 
 
 def wide_in(x: Tensor, m: int) -> Tensor:
@@ -90,7 +93,7 @@ def wide_out(V: Tensor, m: int) -> Tensor:
 
 
 def _wide_line(V: Tensor, m: int, tiles: int) -> Tensor:
-    """B' along one dimension, V (points, ..., tiles, ...) with phases as its axis 5 -> (..., tiles, 2m, ...)."""
+    """B' along one dimension: V (points, ..., tiles, ...), axis 5 its phases -> (..., tiles, 2m, ...)."""
     before, *pixels, after = (phase for t in _combine(Bt[m], V.unbind()) for phase in t.unbind(4))
     count, pad = before.shape[tiles] - 1, (0, 0) * (before.dim() - 1 - tiles)
     # a tile's outermost pixels are its neighbours' first and last
@@ -120,21 +123,21 @@ def kernel_in(w: Tensor, m: int) -> Tensor:
 def kernel_out(U: Tensor, m: int) -> Tensor:
     """G': (points, K, 4C) -> w (K, 4, 4, C)."""
     _, K, C = U.shape
-    U = torch.stack(
-        _combine(Gt[m], U.view(m + 1, m + 1, K, 2, 2, C // 4).unbind()), 2
-    )  # points, K, 2, 2, 2, C
+    U = U.view(m + 1, m + 1, K, 2, 2, C // 4)
+    U = torch.stack(_combine(Gt[m], U.unbind()), 2)  # points, K, 2, 2, 2, C
     return torch.stack(_combine(Gt[m], U.unbind()), 3).view(K, 4, 4, C // 4)
 
 
-COMPILED = {
-    f: torch.compile(f, dynamic=False, recompile_limit=64)
-    for f in (wide_in, wide_out, narrow_in, narrow_out, kernel_in, kernel_out)
-}
+@cache
+def _compiled(there: Map) -> Map:
+    return torch.compile(there, dynamic=False, recompile_limit=64)
+
+
 BATCH = {wide_in: 0, wide_out: 1, narrow_in: 0, narrow_out: 1}  # the axis whose length is not compiled in
 
 
 class Linear(torch.autograd.Function):
-    """A linear map whose gradient is its transpose: so is the transpose's, and it can be differentiated again."""
+    """A linear map whose gradient is its transpose, whose gradient is the map, and so to any order."""
 
     @staticmethod
     def forward(ctx, t: Tensor, m: int, there: Map, back: Map) -> Tensor:
@@ -144,7 +147,7 @@ class Linear(torch.autograd.Function):
             return there(t, m)
         if there in BATCH:
             torch._dynamo.maybe_mark_dynamic(t, BATCH[there])
-        return COMPILED[there](t, m)
+        return _compiled(there)(t, m)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -160,9 +163,22 @@ def _tile(size: tuple[int, int], x: Tensor, weight: Tensor) -> int | None:
     return next((m for m in POINTS if not (size[0] % m or size[1] % m)), None)
 
 
-def _products(at: Tensor, kernel: Tensor) -> Tensor:
-    """(points, N, T, S, channels) @ (points, channels, others)."""
-    return torch.bmm(at.flatten(1, 3), kernel).unflatten(1, at.shape[1:4])
+class Product(torch.autograd.Function):
+    """V (points, tiles, 4C), U (points, K, 4C) -> V U', as torch.bmm(V, U.mT) but for the gradient of U.
+
+    Autograd would hand that one back transposed, and straightening it costs as much as the product.
+    """
+
+    @staticmethod
+    def forward(ctx, V: Tensor, U: Tensor) -> Tensor:
+        ctx.save_for_backward(V, U)
+        return torch.bmm(V, U.mT)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        V, U = ctx.saved_tensors
+        to_V, to_U = ctx.needs_input_grad
+        return torch.bmm(grad, U) if to_V else None, torch.bmm(grad.mT, V) if to_U else None
 
 
 def conv2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -173,7 +189,8 @@ def conv2d(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, stride=2, padding=1)
     V = Linear.apply(x.permute(0, 2, 3, 1), m, wide_in, wide_out)
     U = Linear.apply(weight.permute(0, 2, 3, 1), m, kernel_in, kernel_out)
-    return Linear.apply(_products(V, U.mT), m, narrow_out, narrow_in).permute(0, 3, 1, 2)
+    Y = Product.apply(V.flatten(1, 3), U).unflatten(1, V.shape[1:4])
+    return Linear.apply(Y, m, narrow_out, narrow_in).permute(0, 3, 1, 2)
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -183,4 +200,5 @@ def conv_transpose2d(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv_transpose2d(x, weight, stride=2, padding=1)
     Y = Linear.apply(x.permute(0, 2, 3, 1), m, narrow_in, narrow_out)
     U = Linear.apply(weight.permute(0, 2, 3, 1), m, kernel_in, kernel_out)
-    return Linear.apply(_products(Y, U), m, wide_out, wide_in).permute(0, 3, 1, 2)
+    V = torch.bmm(Y.flatten(1, 3), U).unflatten(1, Y.shape[1:4])
+    return Linear.apply(V, m, wide_out, wide_in).permute(0, 3, 1, 2)
