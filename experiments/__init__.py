@@ -1,0 +1,1 @@
+"""One file for each table or figure; results.jsonl holds what was measured, docs/results.md shows it."""

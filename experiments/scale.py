@@ -1,0 +1,145 @@
+"""The scale of the scores: what equal images score, what other images score, and where the models lie.
+
+    python -m experiments.scale --faces FACES.zip --target TARGET_96.zip --reference HELD_OUT.zip \\
+        --transfers target_domain/0001-...
+
+Two halves of the held-out images give the floor that no generator can be under, the source's faces the
+ceiling from which a transfer starts, and the training images themselves the score of a generator that has
+learnt them by heart. Each row is one line of experiments/results.jsonl and is skipped when it is there;
+docs/results.md is written from the lines.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfer.settings import Extractor, command_line, user_errors
+
+RESULTS = Path("experiments/results.jsonl")
+PAGE = Path("docs/results.md")
+UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
+CEILING = 3000  # source faces that are scored as if they had been generated
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the images and the models are."""
+
+    faces: Path  # the source domain: a folder or a zip, of which the last 1,000 were not trained on
+    target: Path  # the images of the target domain that are trained on
+    reference: Path  # held-out images of the target domain
+    model: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained model
+    transfers: tuple[Path, ...] = ()  # runs that were trained on the target images
+    extractor: Extractor = "efficientnet_lite0"
+    seed: int = 0
+
+
+def rows(settings: Settings) -> dict[str, Callable]:
+    """What is to be measured, by the row's name: each gives (generated, real, reference)."""
+    from fid.generator import draw
+    from transfer.images import Images
+    from transfer.weights import Source
+
+    held_out, target = Images.load(settings.reference).pixels, Images.load(settings.target).pixels
+    faces = Images.load(settings.faces).pixels
+    unseen = faces[-UNSEEN:]
+
+    def drawn(model: Path):
+        return draw(Source.read(model), 1000, settings.seed, held_out.device)
+
+    found = {
+        "held-out, one half, against the other half": lambda: (held_out[::2], held_out[1::2], None),
+        "training images against held-out ones": lambda: (target, held_out, None),
+        "source faces against held-out images": lambda: (faces[:CEILING], held_out, None),
+        "source faces against unseen faces": lambda: (faces[:UNSEEN], unseen, None),
+        f"{settings.model.name} against unseen faces": lambda: (drawn(settings.model), unseen, None),
+        f"{settings.model.name} against training images": lambda: (drawn(settings.model), target, held_out),
+    }
+    for run in settings.transfers:
+        found[f"{title(run)} against training images"] = lambda run=run: (drawn(run), target, held_out)
+    return found
+
+
+def title(run: Path) -> str:
+    """A run's script, split and iterations, in words."""
+    from transfer.weights import newest_checkpoint
+
+    step = int(newest_checkpoint(run).stem)
+    return f"{run.name.partition('-')[2]} after {step:,} iterations"
+
+
+def main(settings: Settings) -> None:
+    """Measure what is missing, and write the page."""
+    import fid
+    from transfer.record import hardware, versions
+
+    extractor = fid.load(settings.extractor)
+    done = {(line["row"], line["extractor"]) for line in lines()}
+    for name, images in rows(settings).items():
+        if (name, extractor.name) in done:
+            continue
+        began = time.monotonic()
+        scores = fid.score(*images(), extractor=extractor, size=64, seed=settings.seed)
+        line = {"table": "scale", "row": name, **scores.as_dict(), "hardware": hardware(extractor.device)}
+        line |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
+        with open(RESULTS, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{name}: {scores}")
+    PAGE.write_text(page())
+
+
+def lines() -> list[dict]:
+    """What has been measured."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def page() -> str:
+    """docs/results.md."""
+    head = (
+        "",
+        "generated",
+        "real",
+        "FID",
+        "KID x 1000",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "near copies",
+    )
+    table = [head, ("---",) * len(head)]
+    found = [line for line in lines() if line["table"] == "scale"]
+    for line in found:
+        table.append(cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies")))
+        if line["heldout"]:
+            table.append(cells("... against held-out images", line["n_generated"], line["heldout"], None))
+    text = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    how = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
+    where = sorted({line["hardware"] for line in found})
+    return (
+        "# Results\n\nWritten by `python -m experiments.scale` from `experiments/results.jsonl`; nothing here is"
+        " typed by hand. [scores.md](scores.md) says what each score means.\n\n"
+        f"## The scale of the scores\n\nExtractor: {'; '.join(how)}. Hardware: {'; '.join(where)}."
+        f"\n\n{text}\n"
+    )
+
+
+def cells(name: str, generated: int, scores: dict, copies: float | None) -> tuple[str, ...]:
+    """A row of the table."""
+    numbers = [scores[key] for key in ("precision", "recall", "density", "coverage")] + [copies]
+    shares = ("" if number is None else f"{number:.2f}" for number in numbers)
+    return (
+        name,
+        f"{generated:,}",
+        f"{scores['n_real']:,}",
+        f"{scores['fid']:.1f}",
+        f"{1e3 * scores['kid']:.1f}",
+        *shares,
+    )
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(command_line(Settings))
