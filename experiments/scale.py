@@ -116,13 +116,13 @@ def page() -> str:
         if line["heldout"]:
             table.append(cells("... against held-out images", line["n_generated"], line["heldout"], None))
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    how = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
-    where = sorted({line["hardware"] for line in found})
+    extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
+    machines = sorted({line["hardware"] for line in found})
     return (
-        "# Results\n\nWritten by `python -m experiments.scale` from `experiments/results.jsonl`; nothing here is"
-        " typed by hand. [scores.md](scores.md) says what each score means.\n\n"
-        f"## The scale of the scores\n\nExtractor: {'; '.join(how)}. Hardware: {'; '.join(where)}."
-        f"\n\n{text}\n"
+        "# Results\n\nWritten by `python -m experiments.scale` from `experiments/results.jsonl`; nothing here"
+        " is typed by hand. [scores.md](scores.md) says what each score means.\n\n"
+        "## The scale of the scores\n\n"
+        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n"
     )
 
 

@@ -130,7 +130,7 @@ def kernel_out(U: Tensor, m: int) -> Tensor:
 
 @cache
 def _compiled(there: Map) -> Map:
-    return torch.compile(there, dynamic=False, recompile_limit=64)
+    return torch.compile(there, dynamic=False)
 
 
 BATCH = {wide_in: 0, wide_out: 1, narrow_in: 0, narrow_out: 1}  # the axis whose length is not compiled in

@@ -1,0 +1,174 @@
+"""transfer.kernels against torch's own convolutions: layer by layer, and in the steps of a whole WGAN.
+
+    python -m benchmarks.kernels                                       layers and steps, about ten minutes
+    python -m benchmarks.kernels --layers                              or --steps alone
+    python -m benchmarks.kernels --steps --compile                     the whole networks compiled, too
+
+Both sides take turns in one process on the same tensors, channels last, float32. What is printed are the
+medians in milliseconds and the ratio of each turn, torch's time over ours: median, smallest, largest. With one
+thread, the default, time is the processor's, which other work on the machine disturbs least; with more it is
+the clock's. --malloc default leaves to glibc what it does with large tensors (see keep_pages).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from transfer import kernels
+from transfer.layers import Conv, ConvUp
+from transfer.weights import clip_, learning
+from wgan_64 import Discriminator, Generator
+
+LAYERS = ((64, 128, 32), (128, 256, 16), (256, 512, 8))  # wide channels, narrow channels, wide pixels
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_pages() -> None:
+    """Let malloc keep the memory of large tensors, which it would map and fault in anew at every use.
+
+    Above 32 MB that costs 0.4 ms a MB; the 25 kernels of the widest layer are 52 MB.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def turns(sides: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Milliseconds of each side in each round, after one that does not count."""
+    times: list[list[float]] = [[] for _ in sides]
+    for round_ in range(rounds + 1):
+        for side, taken in zip(sides, times, strict=True):
+            start = clock()
+            side()
+            if round_:
+                taken.append(1000 * (clock() - start))
+    return times
+
+
+def line(name: str, torchs: list[float], ours: list[float], note: str = "") -> str:
+    ratios = [a / b for a, b in zip(torchs, ours, strict=True)]
+    return (
+        f"{name:44}{statistics.median(torchs):8.1f}{statistics.median(ours):8.1f}"
+        f"{statistics.median(ratios):8.2f}{min(ratios):7.2f}{max(ratios):7.2f}   {note}"
+    )
+
+
+def layers(batch: int, rounds: int, clock: Callable[[], float]) -> None:
+    """Print a line for each layer and direction, with the largest error as a share of the largest value."""
+    pairs = {
+        "conv": (partial(F.conv2d, stride=2, padding=1), kernels.conv2d),
+        "conv_transpose": (partial(F.conv_transpose2d, stride=2, padding=1), kernels.conv_transpose2d),
+    }
+    for C, K, size in LAYERS:
+        weight = torch.randn(K, C, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+        for kind, pair in pairs.items():
+            shape = (batch, C, size, size) if kind == "conv" else (batch, K, size // 2, size // 2)
+            x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+            outputs = [convolve(x, weight) for convolve in pair]
+            grad = torch.randn_like(outputs[0])
+            for direction, inputs in (
+                ("forward", ()),
+                ("input's gradient", (x,)),
+                ("weight's gradient", (weight,)),
+                ("forward, both gradients", (x, weight)),
+            ):
+
+                def side(index, pair=pair, x=x, outputs=outputs, grad=grad, inputs=inputs, weight=weight):
+                    if not inputs:
+                        with torch.no_grad():
+                            return (pair[index](x, weight),)
+                    y = pair[index](x, weight) if len(inputs) == 2 else outputs[index]
+                    return torch.autograd.grad(y, inputs, grad, retain_graph=True)
+
+                error = max(
+                    ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(side(1), side(0), strict=True)
+                )
+                times = turns([partial(side, 0), partial(side, 1)], rounds, clock)
+                print(line(f"{kind} {C}-{K}, {direction}", *times, note=f"error {error:.0e}"), flush=True)
+
+
+class Wgan:
+    """The steps of wgan_64.py, with the convolutions of one side."""
+
+    def __init__(self, few_products: bool, compiled: bool, batch: int) -> None:
+        torch.manual_seed(0)
+        G, D = (network().to(memory_format=torch.channels_last) for network in (Generator, Discriminator))
+        for module in [*G.modules(), *D.modules()]:
+            if isinstance(module, Conv | ConvUp):
+                module.few_products = few_products and module.stride == 2
+        self.G, self.D = G, D
+        self.optimizers = [torch.optim.RMSprop(learning(network), 5e-5) for network in (G, D)]
+        real = (2 * torch.rand(batch, 3, 64, 64) - 1).to(memory_format=torch.channels_last)
+        self.latent = lambda: torch.randn(batch, 100)
+        wrap = partial(torch.compile, dynamic=False) if compiled else lambda f: f
+        self.generate = wrap(torch.no_grad()(lambda z: G(z)))
+        self.critic_loss = wrap(lambda fake: D(fake).mean() - D(real).mean())
+        self.generator_loss = wrap(lambda z: -D(G(z)).mean())
+
+    def _update(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward(inputs=learning(network))
+        optimizer.step()
+
+    def critic_step(self) -> None:
+        self._update(self.D, self.optimizers[1], self.critic_loss(self.generate(self.latent())))
+        clip_(self.D, 0.01)
+
+    def generator_step(self) -> None:
+        self._update(self.G, self.optimizers[0], self.generator_loss(self.latent()))
+
+
+def steps(batch: int, rounds: int, clock: Callable[[], float], compiled: bool) -> None:
+    """Print a line for each of the steps, and for an iteration: five critic steps and a generator step."""
+    ours = {"": Wgan(True, False, batch)}
+    torchs = {"": Wgan(False, False, batch)}
+    if compiled:
+        torchs[", torch compiled"] = Wgan(False, True, batch)
+        ours[", all compiled"] = Wgan(True, True, batch)
+    sides = [*torchs.values(), *ours.values()]
+    critic = turns([side.critic_step for side in sides], rounds, clock)
+    generator = turns([side.generator_step for side in sides], rounds, clock)
+    whole = [[5 * c + g for c, g in zip(*times, strict=True)] for times in zip(critic, generator, strict=True)]
+    for i, a in enumerate(torchs):
+        for j, b in enumerate(ours, len(torchs)):
+            if not (a and not ours) and (b != ", all compiled" or a):
+                name = b or a
+                print(line(f"critic step{name}", critic[i], critic[j]))
+                print(line(f"generator step{name}", generator[i], generator[j]))
+                print(line(f"iteration{name}", whole[i], whole[j]), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="take minutes to compile whole networks, too")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--malloc", choices=("keep", "default"), default="keep")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.malloc == "keep":
+        keep_pages()
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, batch {args.batch}, ", end="")
+    print(f"{args.threads} threads, {args.rounds} rounds, {clock.__name__}, malloc {args.malloc}")
+    print(f"{'ms':44}{'torch':>8}{'ours':>8}{'ratio':>8}{'min':>7}{'max':>7}")
+    if args.layers or not args.steps:
+        layers(args.batch, args.rounds, clock)
+    if args.steps or not args.layers:
+        steps(args.batch, args.rounds, clock, args.compile)
+
+
+if __name__ == "__main__":
+    main()
