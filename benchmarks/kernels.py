@@ -5,9 +5,9 @@
     python -m benchmarks.kernels --steps --compile                     the whole networks compiled, too
 
 Both sides take turns in one process on the same tensors, channels last, float32. What is printed are the
-medians in milliseconds and the ratio of each turn, torch's time over ours: median, smallest, largest. With one
-thread, the default, time is the processor's, which other work on the machine disturbs least; with more it is
-the clock's. --malloc default leaves to glibc what it does with large tensors (see keep_pages).
+medians in milliseconds and the ratio of each turn, torch's time over ours: median, smallest, largest. With
+one thread, the default, time is the processor's, which other work on the machine disturbs least; with more it
+is the clock's. --malloc default leaves to glibc what it does with large tensors (see keep_pages).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def keep_pages() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def turns(sides: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
+def turns(
+    sides: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> list[list[float]]:
     """Milliseconds of each side in each round, after one that does not count."""
     times: list[list[float]] = [[] for _ in sides]
     for round_ in range(rounds + 1):
@@ -90,7 +92,8 @@ def layers(batch: int, rounds: int, clock: Callable[[], float]) -> None:
                     return torch.autograd.grad(y, inputs, grad, retain_graph=True)
 
                 error = max(
-                    ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(side(1), side(0), strict=True)
+                    ((a - b).abs().max() / b.abs().max()).item()
+                    for a, b in zip(side(1), side(0), strict=True)
                 )
                 times = turns([partial(side, 0), partial(side, 1)], rounds, clock)
                 print(line(f"{kind} {C}-{K}, {direction}", *times, note=f"error {error:.0e}"), flush=True)
@@ -137,7 +140,9 @@ def steps(batch: int, rounds: int, clock: Callable[[], float], compiled: bool) -
     sides = [*torchs.values(), *ours.values()]
     critic = turns([side.critic_step for side in sides], rounds, clock)
     generator = turns([side.generator_step for side in sides], rounds, clock)
-    whole = [[5 * c + g for c, g in zip(*times, strict=True)] for times in zip(critic, generator, strict=True)]
+    whole = [
+        [5 * c + g for c, g in zip(*times, strict=True)] for times in zip(critic, generator, strict=True)
+    ]
     for i, a in enumerate(torchs):
         for j, b in enumerate(ours, len(torchs)):
             if not (a and not ours) and (b != ", all compiled" or a):
@@ -148,7 +153,9 @@ def steps(batch: int, rounds: int, clock: Callable[[], float], compiled: bool) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--compile", action="store_true", help="take minutes to compile whole networks, too")
@@ -161,7 +168,9 @@ def main() -> None:
     if args.malloc == "keep":
         keep_pages()
     clock = time.process_time if args.threads == 1 else time.perf_counter
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, batch {args.batch}, ", end="")
+    print(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, batch {args.batch}, ", end=""
+    )
     print(f"{args.threads} threads, {args.rounds} rounds, {clock.__name__}, malloc {args.malloc}")
     print(f"{'ms':44}{'torch':>8}{'ours':>8}{'ratio':>8}{'min':>7}{'max':>7}")
     if args.layers or not args.steps:

@@ -8,7 +8,7 @@ from torch import nn
 from transfer import UserError
 from transfer.layers import Conv, ConvUp
 
-PAYS_FROM = 100  # iterations; compiling the kernels takes about half a minute, and more on a busy machine
+PAYS_FROM = 200  # iterations; compiling the kernels takes a minute or two, and saves a third of each
 
 
 def choose_device(name: str | None = None) -> torch.device:

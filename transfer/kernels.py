@@ -163,6 +163,16 @@ def _tile(size: tuple[int, int], x: Tensor, weight: Tensor) -> int | None:
     return next((m for m in POINTS if not (size[0] % m or size[1] % m)), None)
 
 
+def _asked_for(ctx) -> Sequence[bool]:
+    """Which inputs' gradients this very pass leads to: ctx only knows which inputs require one at all.
+
+    Without it the generator's step, which passes through the critic, would pay for the critic's kernels.
+    """
+    if torch.compiler.is_compiling():
+        return ctx.needs_input_grad
+    return [node is not None and torch._C._will_engine_execute_node(node) for node, _ in ctx.next_functions]
+
+
 class Product(torch.autograd.Function):
     """V (points, tiles, 4C), U (points, K, 4C) -> V U', as torch.bmm(V, U.mT) but for the gradient of U.
 
@@ -177,7 +187,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         V, U = ctx.saved_tensors
-        to_V, to_U = ctx.needs_input_grad
+        to_V, to_U = _asked_for(ctx)
         return torch.bmm(grad, U) if to_V else None, torch.bmm(grad.mT, V) if to_U else None
 
 
