@@ -28,8 +28,7 @@ def faces(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def networks() -> tuple[wgan_64.Generator, wgan_64.Discriminator]:
+def pretrained() -> tuple[wgan_64.Generator, wgan_64.Discriminator]:
     """A generator and a critic whose weights and running statistics are those of no initialisation."""
     torch.manual_seed(1)
     G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
@@ -43,10 +42,16 @@ def networks() -> tuple[wgan_64.Generator, wgan_64.Discriminator]:
     return G, D
 
 
+@pytest.fixture
+def networks() -> tuple[wgan_64.Generator, wgan_64.Discriminator]:
+    """A fresh copy of the pre-trained two, since a forward pass moves running statistics."""
+    return pretrained()
+
+
 @pytest.fixture(scope="session")
-def source(networks, tmp_path_factory) -> Path:
+def source(tmp_path_factory) -> Path:
     """The same two as a file that a transfer starts from."""
-    G, D = networks
+    G, D = pretrained()
     path = tmp_path_factory.mktemp("source") / "tiny.safetensors"
     weights.share(path, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {"iterations": 0})
     return path
