@@ -11,7 +11,7 @@ from PIL import Image
 
 import wgan_64
 from fid import generator
-from tests.conftest import LATENT, WIDTH
+from tests.conftest import LATENT, WIDTH, pretrained
 from transfer import UserError, weights
 from transfer.images import to_uint8
 from transfer.plan import Split
@@ -21,19 +21,20 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def lively(networks) -> wgan_64.Generator:
+def lively() -> wgan_64.Generator:
     """A generator whose images are not all grey."""
-    G = copy.deepcopy(networks[0])
+    G, _ = pretrained()
     for name, tensor in G.state_dict().items():
         tensor.mul_(15 if name.startswith("conv") else 1)
     return G
 
 
 @pytest.fixture(scope="module")
-def run(lively, networks, tmp_path_factory) -> Path:
+def run(lively, tmp_path_factory) -> Path:
     """A file whose moving average is the lively generator, and whose G is another."""
     path = tmp_path_factory.mktemp("run") / "run.safetensors"
-    tensors = {"G": networks[0].state_dict(), "ema": lively.state_dict(), "D": networks[1].state_dict()}
+    G, D = pretrained()
+    tensors = {"G": G.state_dict(), "ema": lively.state_dict(), "D": D.state_dict()}
     weights.share(path, tensors, {})
     return path
 
