@@ -1,13 +1,14 @@
 """transfer.kernels against torch's own convolutions: layer by layer, and in the steps of a whole WGAN.
 
-    python -m benchmarks.kernels                                       layers and steps, about ten minutes
-    python -m benchmarks.kernels --layers                              or --steps alone
-    python -m benchmarks.kernels --steps --compile                     the whole networks compiled, too
+    python -m benchmarks.kernels                   layers and steps, some minutes
+    python -m benchmarks.kernels --layers          or --steps alone
+    python -m benchmarks.kernels --steps --sides torch torch-compiled ours ours-compiled
 
-Both sides take turns in one process on the same tensors, channels last, float32. What is printed are the
-medians in milliseconds and the ratio of each turn, torch's time over ours: median, smallest, largest. With
-one thread, the default, time is the processor's, which other work on the machine disturbs least; with more it
-is the clock's. --malloc default leaves to glibc what it does with large tensors (see keep_pages).
+The sides take turns in one process, channels last, float32. What is printed are the medians in milliseconds
+and the ratio of each turn, torch's time over ours: median, smallest, largest. With one thread, the default,
+time is the processor's, which other work on the machine disturbs least; with more it is the clock's. A side
+called compiled has its whole networks compiled, losses and backward passes included; that takes minutes.
+--malloc default leaves to glibc what it does with large tensors (see keep_pages).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from transfer.weights import clip_, learning
 from wgan_64 import Discriminator, Generator
 
 LAYERS = ((64, 128, 32), (128, 256, 16), (256, 512, 8))  # wide channels, narrow channels, wide pixels
+SIDES = ("torch", "torch-compiled", "ours", "ours-compiled")
+Clock = Callable[[], float]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -42,9 +45,7 @@ def keep_pages() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def turns(
-    sides: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> list[list[float]]:
+def turns(sides: Sequence[Callable[[], object]], rounds: int, clock: Clock) -> list[list[float]]:
     """Milliseconds of each side in each round, after one that does not count."""
     times: list[list[float]] = [[] for _ in sides]
     for round_ in range(rounds + 1):
@@ -64,7 +65,7 @@ def line(name: str, torchs: list[float], ours: list[float], note: str = "") -> s
     )
 
 
-def layers(batch: int, rounds: int, clock: Callable[[], float]) -> None:
+def layers(batch: int, rounds: int, clock: Clock) -> None:
     """Print a line for each layer and direction, with the largest error as a share of the largest value."""
     pairs = {
         "conv": (partial(F.conv2d, stride=2, padding=1), kernels.conv2d),
@@ -91,10 +92,8 @@ def layers(batch: int, rounds: int, clock: Callable[[], float]) -> None:
                     y = pair[index](x, weight) if len(inputs) == 2 else outputs[index]
                     return torch.autograd.grad(y, inputs, grad, retain_graph=True)
 
-                error = max(
-                    ((a - b).abs().max() / b.abs().max()).item()
-                    for a, b in zip(side(1), side(0), strict=True)
-                )
+                both = zip(side(1), side(0), strict=True)
+                error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in both)
                 times = turns([partial(side, 0), partial(side, 1)], rounds, clock)
                 print(line(f"{kind} {C}-{K}, {direction}", *times, note=f"error {error:.0e}"), flush=True)
 
@@ -130,35 +129,27 @@ class Wgan:
         self._update(self.G, self.optimizers[0], self.generator_loss(self.latent()))
 
 
-def steps(batch: int, rounds: int, clock: Callable[[], float], compiled: bool) -> None:
-    """Print a line for each of the steps, and for an iteration: five critic steps and a generator step."""
-    ours = {"": Wgan(True, False, batch)}
-    torchs = {"": Wgan(False, False, batch)}
-    if compiled:
-        torchs[", torch compiled"] = Wgan(False, True, batch)
-        ours[", all compiled"] = Wgan(True, True, batch)
-    sides = [*torchs.values(), *ours.values()]
-    critic = turns([side.critic_step for side in sides], rounds, clock)
-    generator = turns([side.generator_step for side in sides], rounds, clock)
-    whole = [
+def steps(sides: Sequence[str], batch: int, rounds: int, clock: Clock) -> None:
+    """Print a line for each step and for an iteration, five critic steps and one of the generator."""
+    wgans = [Wgan(side.startswith("ours"), side.endswith("compiled"), batch) for side in sides]
+    critic = turns([wgan.critic_step for wgan in wgans], rounds, clock)
+    generator = turns([wgan.generator_step for wgan in wgans], rounds, clock)
+    iteration = [
         [5 * c + g for c, g in zip(*times, strict=True)] for times in zip(critic, generator, strict=True)
     ]
-    for i, a in enumerate(torchs):
-        for j, b in enumerate(ours, len(torchs)):
-            if not (a and not ours) and (b != ", all compiled" or a):
-                name = b or a
-                print(line(f"critic step{name}", critic[i], critic[j]))
-                print(line(f"generator step{name}", generator[i], generator[j]))
-                print(line(f"iteration{name}", whole[i], whole[j]), flush=True)
+    for i, torchs in enumerate(sides):
+        for j, ours in enumerate(sides):
+            if torchs.startswith("torch") and ours.startswith("ours"):
+                for name, times in (("critic", critic), ("generator", generator), ("iteration", iteration)):
+                    print(line(f"{name}, {torchs} / {ours}", times[i], times[j]), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--layers", action="store_true")
     parser.add_argument("--steps", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="take minutes to compile whole networks, too")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["torch", "ours"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
@@ -168,15 +159,13 @@ def main() -> None:
     if args.malloc == "keep":
         keep_pages()
     clock = time.process_time if args.threads == 1 else time.perf_counter
-    print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, batch {args.batch}, ", end=""
-    )
-    print(f"{args.threads} threads, {args.rounds} rounds, {clock.__name__}, malloc {args.malloc}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {capability}, {clock.__name__}, {vars(args)}")
     print(f"{'ms':44}{'torch':>8}{'ours':>8}{'ratio':>8}{'min':>7}{'max':>7}")
     if args.layers or not args.steps:
         layers(args.batch, args.rounds, clock)
     if args.steps or not args.layers:
-        steps(args.batch, args.rounds, clock, args.compile)
+        steps(args.sides, args.batch, args.rounds, clock)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from transfer.settings import Extractor, command_line, user_errors
 
-RESULTS = Path("experiments/results.jsonl")
-PAGE = Path("docs/results.md")
+RESULTS = Path(__file__).with_name("results.jsonl")
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
 CEILING = 3000  # source faces that are scored as if they had been generated
 
