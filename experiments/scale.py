@@ -86,8 +86,8 @@ def main(settings: Settings) -> None:
         line |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
         with open(RESULTS, "a") as file:
             file.write(json.dumps(line) + "\n")
+        PAGE.write_text(page())
         print(f"{name}: {scores}")
-    PAGE.write_text(page())
 
 
 def lines() -> list[dict]:
