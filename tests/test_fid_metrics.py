@@ -58,7 +58,7 @@ def test_frechet_of_covariances_that_commute():
     assert distance == pytest.approx((a.sqrt() - b.sqrt()).square().sum().item(), rel=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 100))
 def test_frechet_is_the_same_by_every_way_and_symmetric(n, m, seed):
     x, y = features(n, seed=seed), features(m, seed=seed + 1, scale=1.3, shift=0.2)

@@ -1,12 +1,13 @@
 """Splits and plans: what is accepted, what is refused, and which layer gets which policy."""
 
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import wgan_64
@@ -28,6 +29,8 @@ def test_any_other_three_numbers_are_refused_with_the_rule_and_an_example(i, j, 
         Split(i, j, k)
 
 
+@example([math.inf, 2, 3])
+@example([True, 2, 2])
 @given(st.lists(st.one_of(st.integers(), st.floats(), st.text(), st.none(), st.booleans()), max_size=6))
 def test_nothing_but_a_split_is_a_split(counts):
     try:

@@ -112,11 +112,12 @@ class Split(namedtuple("Split", ("freeze", "rescale", "finetune"))):
 
 def _whole(count: object) -> int | None:
     """count as an int, when it is a whole number or its text."""
+    if isinstance(count, (bool, float)):
+        return None
     try:
-        number = int(count)
+        return int(count)
     except (TypeError, ValueError):
         return None
-    return number if not isinstance(count, (bool, float)) else None
 
 
 def table(**networks: Any) -> str:
