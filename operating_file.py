@@ -21,7 +21,6 @@ import os
 import random
 import re
 import stat
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -212,7 +211,8 @@ RUNS, GENERATED = (
 )  # all that is ever cleared, below ROOT
 SETTINGS, MARKER = "settings.json", ".generated"  # the proof that a run, or the images beside it, are ours
 RUN = (
-    r"settings\.json|(log|scores)\.jsonl|reals\.png|samples\.webp|samples(/\d+\.png)?|checkpoints(/\d+\.pt)?"
+    r"settings\.json|(log|scores)\.jsonl|reals\.png|samples\.webp|\.lock|\.owner"
+    r"|samples(/\d+\.png)?|checkpoints(/(\d+\.pt|manifest\.json))?"
 )
 
 
@@ -312,6 +312,8 @@ def _run(run: Path) -> list[Path]:
     settings = _json(proof) if _plain(run) else None
     if not (isinstance(settings, dict) and {"script", "settings"} <= settings.keys()):
         raise Foreign("no run's folder")
+    if _in_use(run):
+        raise Foreign("a process is working on it")
     names = re.compile(rf"{RUN}|{re.escape(str(settings['script']))}")
     paths = sorted(run.rglob("*"), reverse=True)  # a folder comes after what it holds
     for path in paths:
@@ -321,6 +323,21 @@ def _run(run: Path) -> list[Path]:
             raise Foreign(f"holds {name!r}, which no run writes")
     paths.remove(proof)
     return [*paths, proof, run]
+
+
+def _in_use(run: Path) -> bool:
+    """Whether a script holds the run's lock."""
+    from filelock import FileLock, Timeout
+
+    if _size(run / ".lock") is None:
+        return False
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # it cannot be tried, nor removed
+        return False
 
 
 def _generated(folder: Path) -> tuple[list[list[Path]], dict[str, str]]:
@@ -366,8 +383,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 2 after a mistake, 1 when something could not be removed."""
     import tyro
 
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what a terminal cannot show
     with user_errors():
         tyro.extras.subcommand_cli_from_dict(
             {"select": select, "inspect": inspect, "clear": clear, "celeba": celeba},

@@ -35,7 +35,7 @@ class Settings:
     score_every: int = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
-    resume: Path | None = None  # a run's folder to go on with
+    resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print what would be trained, and stop
 
 

@@ -49,13 +49,14 @@ def rows(settings: Settings) -> dict[str, Callable]:
     def drawn(model: Path):
         return draw(Source.read(model), 1000, settings.seed, held_out.device)
 
+    model = named(settings.model)
     found = {
         "held-out, one half, against the other half": lambda: (held_out[::2], held_out[1::2], None),
         "training images against held-out ones": lambda: (target, held_out, None),
         "source faces against held-out images": lambda: (faces[:CEILING], held_out, None),
         "source faces against unseen faces": lambda: (faces[:UNSEEN], unseen, None),
-        f"{settings.model.name} against unseen faces": lambda: (drawn(settings.model), unseen, None),
-        f"{settings.model.name} against training images": lambda: (drawn(settings.model), target, held_out),
+        f"{model} against unseen faces": lambda: (drawn(settings.model), unseen, None),
+        f"{model} against training images": lambda: (drawn(settings.model), target, held_out),
     }
     for run in settings.transfers:
         found[f"{title(run)} against training images"] = lambda run=run: (drawn(run), target, held_out)
@@ -63,11 +64,20 @@ def rows(settings: Settings) -> dict[str, Callable]:
 
 
 def title(run: Path) -> str:
-    """A run's script, split and iterations, in words."""
-    from transfer.weights import newest_checkpoint
+    """A run's script, split, iterations and source, in words."""
+    from transfer.checkpoints import Checkpoints
 
-    step = int(newest_checkpoint(run).stem)
-    return f"{run.name.partition('-')[2]} after {step:,} iterations"
+    step = int(Checkpoints(run).found()[0].stem)
+    source = Path(json.loads((run / "settings.json").read_text())["settings"]["source"])
+    return f"{run.name.partition('-')[2]} after {step:,} iterations from {named(source)}"
+
+
+def named(model: Path) -> str:
+    """A shared file, with the iterations that its card tells of."""
+    from safetensors import safe_open
+
+    with safe_open(model, "pt") as file:
+        return f"{model.name} ({json.loads(file.metadata()['card'])['iterations']:,} iterations)"
 
 
 def main(settings: Settings) -> None:

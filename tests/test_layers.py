@@ -10,6 +10,7 @@ import wgan_64_transferlearning
 from tests.conftest import LATENT, WIDTH
 from tests.test_plan import SPLITS
 from transfer import UserError, weights
+from transfer.checkpoints import Checkpoints
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import ADAFM, FILTER_SELECTION, FINETUNE, FREEZE, Split
 
@@ -65,7 +66,7 @@ def test_training_moves_what_the_plan_names_and_nothing_else(networks, source, f
         out=tmp_path,
     )
     run = wgan_64_transferlearning.main(settings)
-    after = weights.load(weights.newest_checkpoint(run))
+    after = Checkpoints(run).newest()[1]
     before = transferred(networks, split, rescale, frozen_norm)
     policies = [split_.name for split_ in Split(*split).discriminator(rescale)]
     for name, network, by_layer in zip("GD", before, (policies[::-1], policies), strict=True):

@@ -271,6 +271,7 @@ WRITTEN = (
     "log.jsonl", "scores.jsonl", "reals.png", "samples.webp", "wgan_64.py",
     "samples/000000.png", "samples/000500.png",
     "checkpoints/000500.pt", "checkpoints/001000.pt", "checkpoints/.001500.pt.4711", ".settings.json.4711",
+    "checkpoints/manifest.json", ".owner",
 )  # fmt: skip
 
 
@@ -312,14 +313,14 @@ def test_without_yes_clear_only_tells(repo, capsys):
     for permanent in ((), ("--permanent",)):
         assert run("clear", "source_domain", *permanent) == 0
         said = capsys.readouterr().out
-        assert "24 files" in said and "'0001-wgan_64/log.jsonl'" in said and "add --yes" in said
+        assert "28 files" in said and "'0001-wgan_64/log.jsonl'" in said and "add --yes" in said
     assert snapshot(repo) == before
 
 
 def test_runs_go_whole_and_nothing_else_does(repo, capsys):
     before = snapshot(repo)
     assert run("clear", "source_domain", *NOW) == 0
-    assert "24 files" in capsys.readouterr().out
+    assert "28 files" in capsys.readouterr().out
     after = {name: entry for name, entry in before.items() if not name.startswith("source_domain/")}
     assert snapshot(repo) == after and "source_domain" in after
     assert run("clear", repo / "target_domain" / "0001-wgan_64", *NOW) == 0
@@ -399,6 +400,19 @@ def test_a_run_with_anything_foreign_stays_whole(change, place, repo, capsys):
     said = capsys.readouterr().out
     assert "stay, not known to be ours: 1\n  '0001-wgan_64': " in said and "\n\n" not in said
     assert snapshot(repo) == before
+
+
+def test_a_run_that_a_process_works_on_stays(repo, capsys):
+    from filelock import FileLock
+
+    run_folder = repo / "target_domain" / "0001-wgan_64"
+    with FileLock(run_folder / ".lock"):
+        before = snapshot(repo)
+        assert run("clear", "target_domain", *NOW) == 0
+        assert "a process is working on it" in capsys.readouterr().out
+        assert snapshot(repo) == before
+    assert run("clear", "target_domain", *NOW) == 0
+    assert os.listdir(repo / "target_domain") == []
 
 
 def test_what_lies_beside_runs_stays(repo, capsys):
@@ -506,9 +520,9 @@ def root_with_a_loop(tmp_path_factory) -> Path:
 
 def test_more_files_than_expected_are_refused(repo, capsys):
     before = snapshot(repo)
-    assert "--most 24" in refused(capsys, "clear", "source_domain", *NOW, "--most", 23)
+    assert "--most 28" in refused(capsys, "clear", "source_domain", *NOW, "--most", 27)
     assert snapshot(repo) == before
-    assert run("clear", "source_domain", *NOW, "--most", 24) == 0
+    assert run("clear", "source_domain", *NOW, "--most", 28) == 0
 
 
 def test_files_that_vanish_meanwhile_are_no_failure(repo, monkeypatch):
@@ -580,8 +594,8 @@ def test_files_go_to_the_trash_unless_told_otherwise(repo, tmp_path, monkeypatch
     fake = types.SimpleNamespace(send2trash=send2trash)
     monkeypatch.setitem(sys.modules, "send2trash", fake)
     assert run("clear", "target_domain", "--yes") == 0
-    assert len(trashed) == 12 and os.listdir(repo / "target_domain") == []
-    assert "moved to the trash: 12 files" in capsys.readouterr().out
+    assert len(trashed) == 14 and os.listdir(repo / "target_domain") == []
+    assert "moved to the trash: 14 files" in capsys.readouterr().out
 
     def fail(path):
         raise OSError(f"no trash for {path}")
@@ -607,7 +621,7 @@ def test_the_real_trash_holds_what_was_cleared(repo, tmp_path):
     done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert os.listdir(repo / "target_domain") == []
-    assert len(list((place / "Trash" / "files").iterdir())) == 12
+    assert len(list((place / "Trash" / "files").iterdir())) == 14
 
 
 def test_clear_knows_what_a_run_and_the_scores_write(repo, faces, monkeypatch):

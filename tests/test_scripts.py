@@ -18,6 +18,7 @@ from tests.conftest import LATENT, WIDTH
 from tests.test_plan import ROOT
 from tests.test_twins import SCRIPTS, TRANSFERS
 from transfer import UserError, record, weights
+from transfer.checkpoints import Checkpoints
 from transfer.plan import Split
 from transfer.record import animate
 
@@ -45,6 +46,7 @@ def test_two_iterations_of_each_script(name, faces, source, tmp_path):
     run = script.main(settings)
     assert {path.name for path in run.iterdir()} == {
         "settings.json", f"{name}.py", "reals.png", "log.jsonl", "samples", "samples.webp", "checkpoints",
+        ".lock", ".owner",
     }  # fmt: skip
     assert [path.name for path in sorted((run / "samples").iterdir())] == [
         f"00000{step}.png" for step in range(3)
@@ -112,7 +114,7 @@ def test_stopping_and_going_on_ends_where_going_through_does(name, faces, source
     stopped = script.main(replace(settings, iterations=1))
     resumed = script.main(replace(settings, resume=stopped))
     assert resumed == stopped
-    a, b = (weights.load(weights.newest_checkpoint(run)) for run in (through, resumed))
+    a, b = (Checkpoints(run).newest()[1] for run in (through, resumed))
     assert a["step"] == b["step"] == 3
     for network in weights.NETWORKS:
         assert all(torch.equal(a[network][key], b[network][key]) for key in a[network])
@@ -133,7 +135,7 @@ def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source,
         assert (line["n_generated"], line["n_real"], line["heldout"]["n_real"]) == (64, 8, 8)
         assert line["heldout"]["fid"] == pytest.approx(line["fid"]), "the reference is the training set here"
         assert "efficientnet_lite0" in line["extractor"]
-    a, b = (weights.load(weights.newest_checkpoint(each)) for each in (plain, run))
+    a, b = (Checkpoints(each).newest()[1] for each in (plain, run))
     assert all(torch.equal(a["ema"][key], b["ema"][key]) for key in a["ema"])
 
 

@@ -22,11 +22,11 @@ def share(run: Path, file: Path) -> None:
         UserError: when the run has no checkpoint, or the file's name has another ending.
     """
     from transfer import weights
+    from transfer.checkpoints import Checkpoints
 
     if file.suffix != ".safetensors":
         raise UserError(f"{file} does not end in .safetensors: give a name that does")
-    checkpoint = weights.newest_checkpoint(run)
-    state = weights.load(checkpoint)
+    _, state = Checkpoints(run).newest()
     description = json.loads((run / "settings.json").read_text())
     card = {
         "script": state["script"],
@@ -46,7 +46,8 @@ def seconds(run: Path, step: int) -> float:
     """How long the run computed for its first `step` iterations (repeated ones count once)."""
     settings = json.loads((run / "settings.json").read_text())["settings"]
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    rates = {line["step"]: line["images_per_second"] for line in lines if line["step"] <= step}
+    rates = {line["step"]: line["images_per_second"] for line in lines if "warning" not in line}
+    rates = {at: rate for at, rate in rates.items() if at <= step}
     images, total, before = settings["batch_size"] * settings["critic_steps"], 0.0, 0
     for at in sorted(rates):
         total += (at - before) * images / rates[at]

@@ -191,6 +191,7 @@ class Images:
         pixels: (N, 3, size, size), uint8.
         names: the N files' names, in the same order.
         unreadable: the names that were left out, each with its reason.
+        copies: how many are exact copies of another.
         fingerprint: SHA-256 over names and pixels.
     """
 
@@ -198,11 +199,12 @@ class Images:
     names: tuple[str, ...]
     unreadable: dict[str, str]
     fingerprint: str
+    copies: int = 0
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", size: int = 64) -> Images:
         """Decode a folder or a zip. Raises UserError when it holds no readable image."""
-        names, arrays, unreadable, digest = [], [], {}, hashlib.sha256()
+        names, arrays, unreadable, digest, different = [], [], {}, hashlib.sha256(), set()
         files = find(path)
         for file in files:
             try:
@@ -212,6 +214,7 @@ class Images:
                 continue
             names.append(file.name)
             arrays.append(array)
+            different.add(hashlib.sha256(array.tobytes()).digest())
             digest.update(file.name.encode(errors="surrogateescape") + b"\0" + array.tobytes())
         if not arrays:
             name, reason = next(iter(unreadable.items()))
@@ -219,7 +222,9 @@ class Images:
                 f"none of the {len(files)} images in {path} can be read: {name!r}, the first, is {reason}"
             )
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-        return cls(pixels.to(device), tuple(names), unreadable, digest.hexdigest())
+        return cls(
+            pixels.to(device), tuple(names), unreadable, digest.hexdigest(), len(names) - len(different)
+        )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -231,7 +236,8 @@ class Images:
 
     def __str__(self) -> str:
         left_out = "".join(f"\n  left out: {name!r} ({reason})" for name, reason in self.unreadable.items())
-        return f"{len(self)} images" + left_out
+        copies = f", {self.copies} of them an exact copy of another" if self.copies else ""
+        return f"{len(self)} images{copies}" + left_out
 
 
 def to_float(pixels: Tensor) -> Tensor:

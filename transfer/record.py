@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import platform
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,15 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from transfer import UserError, weights
+from transfer import Diverged, NoSpace, UserError, checkpoints
+from transfer.checkpoints import Checkpoints
 from transfer.images import Images, frames, grid, to_uint8
+from transfer.signals import Signals, Stop
+from transfer.weights import Average
 
 SAMPLES = 64  # the latents of the grids
 SCORED = 1000  # the images that are drawn for a score
-CHECKPOINT_VERSION = 1
+LATEST = "latest"  # for resume: the newest run of the same script in `out`
+COLLAPSED, FROM = 0.05, 200  # a spread below this share of the real images' is a warning, from this iteration
+LARGE = 1e4  # and a loss beyond this
 MAY_CHANGE = {
     "iterations",
     "log_every",
@@ -34,7 +42,7 @@ MAY_CHANGE = {
     "reference",
     "extractor",
 }
-MAY_CHANGE |= {"device", "out", "resume", "dry_run"}
+MAY_CHANGE |= {"device", "out", "resume", "dry_run", "images"}  # of the images the fingerprint counts
 
 
 class Run:
@@ -47,10 +55,12 @@ class Run:
         scores.jsonl     one line every `score_every` iterations, if any: see fid.Scores
         samples/         STEP.png: the same 64 latents through the averaged generator; 0 is before training
         samples.webp     those grids as an animation, when the run has ended
-        checkpoints/     STEP.pt: everything that is needed to go on
+        checkpoints/     STEP.pt: everything that is needed to go on; see checkpoints.Checkpoints
+        .lock, .owner    held while a process works on the run, and which one
 
     Args:
-        settings: the script's settings; `resume` names the folder of an earlier run to go on with.
+        settings: the script's settings; `resume` names the folder of an earlier run to go on with, or is
+            "latest".
         script: the script's __file__.
         images: what is trained on.
         title: is appended to the folder's name.
@@ -70,14 +80,46 @@ class Run:
             from fid import load  # slow, and not every run is scored
 
             self.extractor = load(settings.extractor, device=str(self.device))
-        self.step, self._losses, self._since = 0, {}, None
+        self.step, self._losses, self._last, self._since = 0, {}, "", None
         if settings.resume is not None:
-            self._resume(Path(settings.resume))
+            self._open(_resumed(settings.resume, Path(settings.out), self.script.name))
+            self._resume()
             return
-        self.folder = _new_folder(Path(settings.out), "-".join(filter(None, (self.script.stem, title))))
+        self._make_sure_of_space(Path(settings.out))
+        self._open(_new_folder(Path(settings.out), "-".join(filter(None, (self.script.stem, title)))))
         self._describe()
-        grid(images.pixels[:SAMPLES]).save(self.folder / "reals.png")
+        _save_picture(grid(images.pixels[:SAMPLES]), self.folder / "reals.png")
         self.sample()
+
+    def _open(self, folder: Path) -> None:
+        """Take the folder for this process; it is given back when the process ends, however it ends."""
+        self.folder, self.checkpoints = folder, Checkpoints(folder)
+        self._lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+        try:
+            self._lock.acquire(timeout=0)
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
+        except Timeout:
+            with contextlib.suppress(OSError):
+                owner = owner.read_text()
+            raise UserError(f"{folder} is in use by {owner}: wait for that, or stop it") from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): look after its permissions"
+            ) from None
+        self.checkpoints.remove_unfinished()
+
+    def _make_sure_of_space(self, out: Path) -> None:
+        settings = self.settings
+        parts = (part.network if isinstance(part, Average) else part for part in self.parts.values())
+        kept = checkpoints.KEEP + 2 + settings.iterations // checkpoints.EVERY
+        need = kept * checkpoints.size_of(parts) + settings.iterations // settings.sample_every * 600_000
+        place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        amounts = f"{out} has {free / 1e6:,.0f} MB free, and this run will write about {need / 1e6:,.0f} MB"
+        if free < need:
+            raise NoSpace(f"{amounts}: make room or give another out")
+        if free < 2 * need:
+            print(f"{amounts}; there is little to spare")
 
     def _describe(self) -> None:
         shutil.copyfile(self.script, self.folder / self.script.name)
@@ -90,56 +132,120 @@ class Run:
             "unreadable": self.images.unreadable,
             "hardware": hardware(self.device),
             "versions": versions(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": timestamp(),
         }
         _write_json(self.folder / "settings.json", description)
 
     # -- the loop ------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
-        """The iterations that remain, from 1, with progress; samples and checkpoints come between them."""
+        """The iterations that remain, from 1, with progress; samples and checkpoints come between them.
+
+        A signal to stop (see signals.Signals) lets the iteration end, writes a checkpoint and ends the
+        program; during samples and scores it does not wait for them to end, and they are made up for when the
+        run goes on.
+        """
         settings, began = self.settings, time.monotonic()
         bar = tqdm(
             total=settings.iterations, initial=self.step, desc=self.folder.name, unit="it", disable=None
         )
-        self._since = (self.step, time.monotonic())
-        with bar:
-            for step in range(self.step + 1, settings.iterations + 1):
-                yield step
-                self.step = step
-                bar.update()
-                last = step == settings.iterations
-                if step % settings.log_every == 0 or last:
-                    bar.set_postfix(self._log())
-                if step % settings.sample_every == 0 or last:
-                    self.sample()
-                if step % settings.save_every == 0 or last:
-                    self.save()
-                if settings.score_every and (step % settings.score_every == 0 or last):
-                    self.score()
-        animate(self.folder)
-        print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
+        saved = self.step  # what a stop would not lose
+        try:
+            with bar, Signals() as signals:
+                try:
+                    signals.at_once = True
+                    if self.step and self._between(again=True):
+                        self.save(best=True)
+                    self._since = (self.step, time.monotonic())
+                    for step in range(self.step + 1, settings.iterations + 1):
+                        yield step  # the first may compile for minutes, and has nothing to lose
+                        signals.at_once = False
+                        self.step = step
+                        bar.update()
+                        if self._due(settings.log_every):
+                            bar.set_postfix(self._log())
+                        signals.at_once = True
+                        signals.check()
+                        best = self._between()
+                        signals.at_once = False
+                        if best or signals.save or self._due(settings.save_every):
+                            self.save(best)
+                            saved, signals.save = step, False
+                        signals.check()
+                except Stop as stop:
+                    signals.at_once = False
+                    if saved < self.step:
+                        self.save()
+                    if self.step:
+                        stop.sentence = f"after iteration {self.step}: go on with --resume {self.folder}"
+                    raise
+            animate(self.folder)
+            print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
+        finally:
+            self._lock.release()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.settings.iterations)
+
+    def _between(self, again: bool = False) -> bool:
+        """Make the sample and the score of this step, if they are due; again: only what is missing.
+
+        Returns whether the score is the best so far.
+        """
+        best = False
+        if self._due(self.settings.sample_every) and not (again and self._sample_path().exists()):
+            self.sample()
+        if self._due(self.settings.score_every):
+            scores = [(line["step"], _merit(line)) for line in _lines(self.folder / "scores.jsonl")]
+            if not (again and self.step in dict(scores)):
+                best = self.score() < min((merit for _, merit in scores), default=math.inf)
+        return best
 
     def losses(self, **losses: Tensor) -> None:
         """Keep the iteration's losses, on the device, for the log."""
         self._losses = losses
 
     def _log(self) -> dict[str, str]:
-        """Write a line of the log. Raises UserError when a loss is not finite."""
+        """Write a line of the log. Raises Diverged when a loss or a network is not finite."""
         losses = {name: loss.item() for name, loss in self._losses.items()}
         if not all(map(math.isfinite, losses.values())):
-            raise UserError(
-                f"the losses are {losses} at iteration {self.step}: the run in {self.folder} has diverged,"
-                " start again with a smaller learning_rate"
-            )
+            self._stop_diverged(f"the losses are {losses}")
+        self._check_networks()
         step, then = self._since
         now = time.monotonic()
         images = (self.step - step) * self.settings.batch_size * self.settings.critic_steps
-        line = {"step": self.step, **losses, "images_per_second": images / max(now - then, 1e-9)}
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(json.dumps(line) + "\n")
-        self._since = (self.step, now)
+        self._write_line("log", {**losses, "images_per_second": images / max(now - then, 1e-9)})
+        self._since, self._last = (self.step, now), f"{losses} at iteration {self.step}"
+        if max(map(abs, losses.values())) > LARGE:
+            self._warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
+
+    def _write_line(self, name: str, content: dict[str, Any]) -> None:
+        try:
+            with open(self.folder / f"{name}.jsonl", "a") as file:
+                file.write(json.dumps({"step": self.step, **content}) + "\n")
+        except OSError as error:
+            raise NoSpace(
+                f"{self.folder} cannot be written ({error.strerror}): make room, and go on with --resume"
+            ) from None
+
+    def _warn(self, warning: str) -> None:
+        self._write_line("log", {"warning": warning})
+        tqdm.write(f"warning at iteration {self.step}: {warning}")
+
+    def _check_networks(self) -> None:
+        """Raise Diverged, naming the network, unless every weight is finite."""
+        for name in ("D", "G"):
+            tensors = [t for t in self.parts[name].state_dict().values() if t.is_floating_point()]
+            if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+                self._stop_diverged(f"{name} holds weights that are not finite")
+
+    def _stop_diverged(self, what: str) -> None:
+        last = f" (the last that were finite: {self._last})" if self._last else ""
+        raise Diverged(
+            f"{what} at iteration {self.step}{last}: the run in {self.folder} has diverged, and nothing of it"
+            " was saved; start again with a smaller learning_rate"
+        )
 
     @torch.no_grad()
     def _draw(self, n: int) -> Tensor:
@@ -147,12 +253,21 @@ class Run:
         network = self.parts["average"].network
         return torch.cat([to_uint8(network(z)) for z in self.latents[:n].split(SAMPLES)])
 
-    def sample(self) -> None:
-        """Write the grid of this step."""
-        grid(self._draw(SAMPLES)).save(self.folder / "samples" / f"{self.step:06d}.png")
+    def _sample_path(self) -> Path:
+        return self.folder / "samples" / f"{self.step:06d}.png"
 
-    def score(self) -> None:
-        """Write the scores of this step, against the training images and the reference."""
+    def sample(self) -> None:
+        """Write the grid of this step, and warn when all its images are one and the same."""
+        images = self._draw(SAMPLES)
+        _save_picture(grid(images), self._sample_path())
+        spread, real = _spread(images), _spread(self.images.pixels[:SCORED])
+        if self.step >= FROM and spread < COLLAPSED * real:
+            self._warn(
+                f"the samples have collapsed: they differ by {spread:.2f} grey levels, reals by {real:.1f}"
+            )
+
+    def score(self) -> float:
+        """Write the scores of this step, against the training images and the reference; returns _merit."""
         from fid import score
 
         scores = score(
@@ -163,16 +278,17 @@ class Run:
             size=self.images.pixels.shape[-1],
             seed=self.settings.seed,
         )
-        with open(self.folder / "scores.jsonl", "a") as file:
-            file.write(json.dumps({"step": self.step, **scores.as_dict()}) + "\n")
+        self._write_line("scores", scores.as_dict())
         tqdm.write(f"{self.step}: {scores}")
+        return _merit(scores.as_dict())
 
     # -- going on ------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write the checkpoint of this step."""
+    def save(self, best: bool = False) -> None:
+        """Write the checkpoint of this step. Raises Diverged rather than save what is not finite."""
+        self._check_networks()
         state = {
-            "version": CHECKPOINT_VERSION,
+            "version": checkpoints.VERSION,
             "script": self.script.name,
             "settings": plain(self.settings),
             "fingerprint": self.images.fingerprint,
@@ -183,17 +299,17 @@ class Run:
         if self.device.type == "cuda":
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
         for name, part in self.parts.items():
-            if isinstance(part, weights.Average):
+            if isinstance(part, Average):
                 state["ema"] = part.network.state_dict()
             elif isinstance(part, torch.optim.Optimizer):
                 state["optimizers"][name] = part.state_dict()
             else:
                 state[name] = part.state_dict()
-        weights.save(self.folder / "checkpoints" / f"{self.step:06d}.pt", state)
+        self.checkpoints.save(self.step, state, best)
 
-    def _resume(self, folder: Path) -> None:
-        path = weights.newest_checkpoint(folder)
-        state = weights.load(path)
+    def _resume(self) -> None:
+        """Take up the state of the newest whole checkpoint."""
+        folder, (path, state) = self.folder, self.checkpoints.newest()
         before, now = state.get("settings", {}), plain(self.settings)
         keys = (before.keys() | now.keys()) - MAY_CHANGE
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
@@ -208,17 +324,35 @@ class Run:
             raise UserError(
                 f"{folder} was started on other images than {self.settings.images}: give those again"
             )
-        for name, part in self.parts.items():
-            if isinstance(part, weights.Average):
-                part.network.load_state_dict(state["ema"])
-            elif isinstance(part, torch.optim.Optimizer):
-                part.load_state_dict(state["optimizers"][name])
-            else:
-                part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["random"]:
+        try:
+            for name, part in self.parts.items():
+                if isinstance(part, Average):
+                    part.network.load_state_dict(state["ema"])
+                elif isinstance(part, torch.optim.Optimizer):
+                    part.load_state_dict(state["optimizers"][name])
+                else:
+                    part.load_state_dict(state[name])
+            torch.set_rng_state(state["random"]["cpu"])
+        except (KeyError, RuntimeError, ValueError):
+            raise UserError(f"{path} does not fit this script's networks: start a new run") from None
+        has_cuda, had_cuda = self.device.type == "cuda", "cuda" in state["random"]
+        if has_cuda and had_cuda:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-        self.folder, self.step = folder, state["step"]
+        elif has_cuda or had_cuda:
+            print("the run was on another kind of device: it goes on, but not bit for bit")
+        self.step = state["step"]
+        for name in ("log.jsonl", "scores.jsonl"):
+            _forget_after(self.step, self.folder / name)
+        description = json.loads((folder / "settings.json").read_text())
+        again = {
+            "step": self.step,
+            "time": timestamp(),
+            "hardware": hardware(self.device),
+            "versions": versions(),
+        }
+        description["settings"] = plain(self.settings)
+        description["resumed"] = [*description.get("resumed", []), again]
+        _write_json(folder / "settings.json", description)
         print(f"going on with {folder} after iteration {self.step}")
 
 
@@ -226,6 +360,47 @@ def animate(folder: Path) -> None:
     """Write a run's grids as samples.webp, four a second."""
     first, *rest = frames(sorted((folder / "samples").glob("*.png")))
     first.save(folder / "samples.webp", save_all=True, append_images=rest, duration=250, loop=0, quality=80)
+
+
+def _spread(images: Tensor) -> float:
+    """How much images (N, 3, H, W), uint8, differ: each number's deviation over the images, on average."""
+    return images.float().std(0).mean().item() if len(images) > 1 else 0.0
+
+
+def _merit(scores: dict[str, Any]) -> float:
+    """What the best checkpoint has least of: KID, against the held-out images where they are given."""
+    return (scores.get("heldout") or scores)["kid_mean"]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; the last may have been cut off."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _forget_after(step: int, path: Path) -> None:
+    """Take from a log what came after a checkpoint that the run goes back to: it comes again."""
+    if not path.exists():
+        return
+    kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step).encode()
+    if kept != path.read_bytes():
+        checkpoints.write(path, lambda handle: handle.write(kept))
+
+
+def _resumed(resume: Path, out: Path, script: str) -> Path:
+    """The folder of the run that is to go on."""
+    if str(resume) != LATEST or resume.is_dir():
+        if not (resume / "settings.json").is_file():
+            raise UserError(f"{resume} is no run's folder: give one, such as {out / '0001-...'}, or {LATEST}")
+        return resume
+    for path in sorted(out.glob("*/settings.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if json.loads(path.read_text()).get("script") == script and Checkpoints(path.parent).found():
+                return path.parent
+    raise UserError(f"{out} holds no run of {script} with a checkpoint: leave resume out to start one")
 
 
 def _new_folder(parent: Path, name: str) -> Path:
@@ -277,5 +452,20 @@ def hardware(device: torch.device) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
+def timestamp() -> str:
+    """The time, with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    data = json.dumps(content, indent=2).encode() + b"\n"
+    checkpoints.write(path, lambda handle: handle.write(data))
+
+
+def _save_picture(picture: Any, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise NoSpace(
+            f"{path} cannot be written ({error.strerror}): make room, and go on with --resume"
+        ) from None

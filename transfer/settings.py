@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from transfer import UserError
 from transfer.plan import Split
+from transfer.signals import Stop
 
 S = TypeVar("S")
 Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see images.Augment
@@ -83,11 +84,22 @@ def check(settings: Any) -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """End the program with exit code 2 and one sentence, not a traceback, on a UserError."""
+    """End the program with one sentence, not a traceback, on a UserError; the exit status is the error's."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(error.code) from None
+    except Stop as stop:
+        print(f"stopped by {stop.name} {stop.sentence}")
+        raise
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        print(f"{Path(sys.argv[0]).name}: the memory is used up: give a smaller batch_size", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -1,10 +1,9 @@
-"""The weights: what learns, the clip, the moving average, and the files that carry G and D."""
+"""The weights: what learns, the clip, the moving average, and the files that share G and D."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer import UserError
+from transfer import UserError, checkpoints
 from transfer.layers import Conv, ConvUp
 
 # ----------------------------------------------------------------------------------------------------------
@@ -85,45 +84,7 @@ def _floats(network: nn.Module) -> list[Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Files: a checkpoint resumes a run; a shared file carries G, its average and D to other people.
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that path holds either its old or its new content, whatever happens meanwhile."""
-    _write(path, lambda handle: torch.save(state, handle))
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; no code in the file is run.
-
-    Raises:
-        UserError: when the file is missing, damaged or no checkpoint.
-    """
-    try:
-        with open(path, "rb") as handle:
-            return torch.load(handle, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a checkpoint that exists") from None
-    except Exception:
-        raise UserError(f"{path} is no whole checkpoint of this project: give an earlier one") from None
-
-
-def _write(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
+# Shared files: they carry G, its average and D to other people.
 
 NETWORKS = ("G", "ema", "D")
 
@@ -145,7 +106,7 @@ def share(
     data = to_bytes(
         {key: tensor.clone().contiguous() for key, tensor in tensors.items()}, {"card": json.dumps(card)}
     )
-    _write(path, lambda handle: handle.write(data))
+    checkpoints.write(path, lambda handle: handle.write(data))
 
 
 @dataclass(frozen=True)
@@ -169,8 +130,9 @@ class Source:
         """
         path = Path(path)
         if path.is_dir():
-            path = newest_checkpoint(path)
-        networks = _read_shared(path) if path.suffix == ".safetensors" else load(path)
+            path, networks = checkpoints.Checkpoints(path).newest()
+        else:
+            networks = _read_shared(path) if path.suffix == ".safetensors" else checkpoints.load(path)
         missing = [name for name in ("ema", "D") if not networks.get(name)]
         if missing:
             raise UserError(
@@ -184,16 +146,6 @@ class Source:
                 f"{path} holds other networks than this project's: train one with wgan_64.py"
             ) from None
         return cls(networks["ema"], networks["D"], latent, eight_widths // 8)
-
-
-def newest_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run's folder with the highest step."""
-    found = sorted(Path(run).glob("checkpoints/[0-9]*.pt"))
-    if not found:
-        raise UserError(
-            f"{run} holds no checkpoint: give a run's folder, or one of the files in pretrained_model/"
-        )
-    return found[-1]
 
 
 def _read_shared(path: Path) -> dict[str, dict[str, Tensor]]:

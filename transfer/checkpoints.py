@@ -1,0 +1,277 @@
+"""The checkpoints of a run: files that are whole or not there, and known to be what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from transfer import NoSpace, UserError
+
+VERSION = 1  # of what is in a checkpoint
+KEEP, EVERY = 2, 5000  # the newest so many are kept, and those of every so many iterations
+MANIFEST = "manifest.json"
+SAFE = (2, 10)  # the first torch whose weights_only loading has no known hole
+
+# ----------------------------------------------------------------------------------------------------------
+# One file.
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> str:
+    """Write a file so that path holds either its old or its new content, whatever happens meanwhile.
+
+    The content goes to a temporary file beside it, to the disk, and then under its name; the folder's entry
+    goes to the disk last. Returns the SHA-256 of the content.
+
+    Raises:
+        NoSpace: when the content cannot be written; path is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "xb") as handle:
+            hashing = _Hashing(handle)
+            fill(hashing)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of what a handle raises
+        raise NoSpace(_why(path, error)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return hashing.digest.hexdigest()
+
+
+class _Hashing:
+    """A file that is written once, from its beginning to its end, and hashed on the way."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.handle, self.digest = handle, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.handle.write(data)
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":
+        return  # folders cannot be opened there
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+def _why(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    with suppress(OSError):
+        reason += f", {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
+    return f"{path} cannot be written ({reason}): make room or give another out; what was there is as it was"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; no code in the file is run.
+
+    A prefix `module.`, which torch's DataParallel leaves in front of tensors' names, is taken away.
+
+    Raises:
+        UserError: when the file is missing, damaged, written by a later version or no checkpoint, or holds
+            pickled objects, such as a whole module.
+    """
+    found = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if found < SAFE:
+        raise UserError(
+            f"torch {torch.__version__} can be made to run code that is in a checkpoint: install"
+            f" torch>={'.'.join(map(str, SAFE))}"
+        )
+    try:
+        with open(path, "rb") as handle:
+            state = torch.load(handle, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a checkpoint that exists") from None
+    except Exception as error:
+        if "weights_only" in str(error).lower() and zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path} holds pickled objects, which could run code and are never loaded: save the"
+                " networks' state_dict() instead"
+            ) from None
+        raise UserError(f"{path} is no whole checkpoint of this project: give an earlier one") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no checkpoint of this project: give one that a script has written")
+    if isinstance(state.get("version"), int) and state["version"] > VERSION:
+        raise UserError(f"{path} was written by a later version of this project: use that version")
+    return {name: _bare(value) if isinstance(value, dict) else value for name, value in state.items()}
+
+
+def _bare(tensors: dict[str, Any]) -> dict[str, Any]:
+    if tensors and all(isinstance(key, str) and key.startswith("module.") for key in tensors):
+        return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A run's folder of them.
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints, STEP.pt, with a manifest of each one's SHA-256."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = Path(run) / "checkpoints"
+
+    def save(self, step: int, state: dict[str, Any], best: bool = False) -> None:
+        """Write the checkpoint of a step, prove that it can be read back, and only then let older ones go.
+
+        Kept are the newest two, the best and those of every 5,000th iteration. What the manifest does not
+        list stays.
+
+        Args:
+            best: whether it is the one with the best score so far.
+        """
+        path = self.folder / f"{step:06d}.pt"
+        digest = write(path, lambda handle: torch.save(state, handle))
+        if sha256(path) != digest:
+            raise NoSpace(
+                f"{path} does not hold what was written to it: look after the disk, and resume from the"
+                " checkpoint before"
+            )
+        listed = self.listed()
+        if best:
+            for entry in listed.values():
+                entry.pop("best", None)
+        listed[path.name] = {"step": step, "sha256": digest, "bytes": path.stat().st_size}
+        if best:
+            listed[path.name]["best"] = True
+        self._list(listed)
+        self._rotate(listed)
+
+    def _list(self, listed: dict[str, dict[str, Any]]) -> None:
+        content = json.dumps(listed, indent=2).encode() + b"\n"
+        write(self.folder / MANIFEST, lambda handle: handle.write(content))
+
+    def _rotate(self, listed: dict[str, dict[str, Any]]) -> None:
+        newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
+        old = [
+            name
+            for name, entry in listed.items()
+            if name not in newest and not entry.get("best") and entry["step"] % EVERY
+        ]
+        if not old:
+            return
+        for name in old:
+            with suppress(FileNotFoundError):
+                (self.folder / name).unlink()
+        self._list({name: entry for name, entry in listed.items() if name not in old})
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """The manifest: for each file's name its step, sha256 and bytes, and whether it is the best.
+
+        Of a manifest that is missing or damaged, nothing.
+        """
+        with suppress(OSError, ValueError):
+            content = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return {name: entry for name, entry in content.items() if _is_entry(name, entry)}
+        return {}
+
+    def found(self) -> list[Path]:
+        """The files that are called like checkpoints, the newest first."""
+        return sorted(
+            (path for path in self.folder.glob("*.pt") if path.stem.isdigit()),
+            key=lambda path: int(path.stem),
+            reverse=True,
+        )
+
+    def newest(self) -> tuple[Path, dict[str, Any]]:
+        """The newest whole checkpoint and what is in it; those that are passed over are named.
+
+        Raises:
+            UserError: when there is none.
+        """
+        found, damaged = self.found(), []
+        for path in found:
+            try:
+                self._verify(path)
+                state = load(path)
+            except UserError as reason:
+                damaged.append(path.name)
+                print(f"passed over: {reason}")
+                continue
+            return path, state
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole ({', '.join(damaged)}): start a new run"
+            )
+        raise UserError(
+            f"{self.folder.parent} holds no checkpoint: give a run's folder, or one of the files in"
+            " pretrained_model/"
+        )
+
+    def _verify(self, path: Path) -> None:
+        """Raise UserError unless the file is what was written: by the manifest, else by its own checksums."""
+        entry = self.listed().get(path.name)
+        try:
+            if entry is not None:
+                whole = sha256(path) == entry["sha256"]
+            else:
+                with zipfile.ZipFile(path) as archive:  # as torch writes it, with a CRC-32 for each tensor
+                    whole = archive.testzip() is None
+                if whole:
+                    print(f"{path} is not in {MANIFEST}; its own checksums are right")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): look after its permissions") from None
+        except Exception:  # a damaged zip fails in many ways
+            whole = False
+        if not whole:
+            raise UserError(f"{path} is damaged: an earlier one is taken, if there is one")
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process had begun to write; only for who holds the run's lock."""
+        for path in self.folder.glob(".*.*"):
+            if re.fullmatch(r"\.(\d+\.pt|manifest\.json)\.\d+", path.name):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    return (
+        re.fullmatch(r"\d+\.pt", name) is not None
+        and isinstance(entry, dict)
+        and isinstance(entry.get("step"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
+
+
+def size_of(parts: Iterable[Any]) -> int:
+    """The bytes of everything that a checkpoint of these networks and optimizers will hold, roughly."""
+    total = 0
+    for part in parts:
+        if isinstance(part, torch.optim.Optimizer):
+            moments = 2 if isinstance(part, torch.optim.Adam) else 1
+            total += moments * sum(p.nbytes for group in part.param_groups for p in group["params"])
+        else:
+            total += sum(tensor.nbytes for tensor in part.state_dict().values())
+    return total
