@@ -8,10 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fid.sets import Set
+from tests.corpus import UNREADABLE, broken_corpus
 from transfer import UserError
 from transfer.images import (
     Augment,
     Images,
+    Unreadable,
     diff_augment,
     find,
     grid,
@@ -55,6 +58,20 @@ def test_a_broken_file_is_named_and_left_out(faces, tmp_path):
     assert images.names == ("whole.png",)
     assert images.unreadable.keys() == {"cut.png", "empty.png", "text.jpg", "gone.png"}
     assert "'text.jpg' (not an image)" in str(images)
+
+
+def test_of_broken_images_the_same_count_in_the_scripts_and_in_fid(tmp_path):
+    expected = broken_corpus(tmp_path)
+    readable = {name for name, value in expected.items() if value != UNREADABLE}
+    images, scored = Images.load(tmp_path), Set.of(tmp_path, "corpus", 64)
+    assert set(images.names) == readable and images.unreadable.keys() == expected.keys() - readable
+    assert set(scored.names) == expected.keys()
+    pixels = dict(zip(images.names, images.pixels, strict=True))
+    for index, name in enumerate(scored.names):
+        try:
+            assert torch.equal(scored.pixels(index), pixels[name])
+        except Unreadable:
+            assert name in images.unreadable
 
 
 def test_a_damaged_file_in_a_zip_is_named_and_left_out(faces, tmp_path):
