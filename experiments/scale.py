@@ -147,8 +147,8 @@ def going_on() -> str:
     for line in (line for line in lines() if line["table"] == "resume"):
         outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
         text += (
-            f"\n- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}): killed"
-            f" with SIGKILL after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
+            f"\n- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"
+            f" killed (SIGKILL) after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
             f" networks, average, optimizers, random state and samples are {outcome} to those of the unbroken"
             f" run. SIGTERM in the third iteration: status {line['sigterm_status']},"
             f" {line['sigterm_seconds']:.1f} s, {line['sigterm_iterations_lost']} iterations lost. A"

@@ -38,3 +38,13 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     assert "| A against B | 1,000 | 96 | 12.3 | 5.6 | 0.50 | 0.25 | 1.00 | 0.75 | 0.05 |" in page
     assert "| 1,000 | 5,000 | 56.8 | 5.6 |" in page
     assert "some-network, some resize, seed 3" in page and "some CPU" in page
+
+
+def test_the_readme_tells_what_was_measured():
+    readme = " ".join((scale.PAGE.parents[1] / "README.md").read_text().split())
+    rows = {line["row"]: line for line in scale.lines() if line["table"] == "scale"}
+    last = [row for row in rows if row.startswith("wgan_64_transferlearning")][-1]
+    source = last.rpartition(" from ")[2]
+    before, after = rows[source]["heldout"], rows[last]["heldout"]
+    assert f"from the source's {before['fid']:.0f} to {after['fid']:.0f}" in readme
+    assert f"{before['n_real']:,} held-out images" in readme
