@@ -24,6 +24,16 @@ from transfer.signals import Signals, Stop
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs POSIX signals")
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Signals have their usual handlers, whatever started the tests."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def ask(name: str = "SIGTERM") -> None:
     os.kill(os.getpid(), getattr(signal, name))
 
