@@ -76,6 +76,8 @@ def named(model: Path) -> str:
     """A shared file, with the iterations that its card tells of."""
     from safetensors import safe_open
 
+    if model.suffix != ".safetensors":
+        return model.name
     with safe_open(model, "pt") as file:
         return f"{model.name} ({json.loads(file.metadata()['card'])['iterations']:,} iterations)"
 

@@ -107,22 +107,6 @@ def test_runs_are_numbered_and_nothing_is_overwritten(faces, source, tmp_path):
     assert content == {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_stopping_and_going_on_ends_where_going_through_does(name, faces, source, tmp_path):
-    script, settings = tiny(name, faces, source, tmp_path, iterations=3, augment="diffaugment")
-    through = script.main(settings)
-    stopped = script.main(replace(settings, iterations=1))
-    resumed = script.main(replace(settings, resume=stopped))
-    assert resumed == stopped
-    a, b = (Checkpoints(run).newest()[1] for run in (through, resumed))
-    assert a["step"] == b["step"] == 3
-    for network in weights.NETWORKS:
-        assert all(torch.equal(a[network][key], b[network][key]) for key in a[network])
-    assert (through / "samples" / "000003.png").read_bytes() == (
-        resumed / "samples" / "000003.png"
-    ).read_bytes()
-
-
 def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "SCORED", 64)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))

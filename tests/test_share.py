@@ -45,3 +45,15 @@ def test_repeated_iterations_count_once(tmp_path):
 def test_another_ending_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"\.safetensors"):
         share(run, tmp_path / "mine.pt")
+
+
+def test_a_run_that_was_stopped_between_two_grids_shares_the_last(run, tmp_path):
+    last = Checkpoints(run).newest()[1]["step"]
+    grid = run / "samples" / f"{last:06d}.png"
+    content, before = grid.read_bytes(), sorted((run / "samples").glob("*.png"))[-2].read_bytes()
+    grid.unlink()
+    try:
+        share(run, tmp_path / "mine.safetensors")
+    finally:
+        grid.write_bytes(content)
+    assert (tmp_path / "mine.png").read_bytes() == before

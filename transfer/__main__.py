@@ -38,7 +38,8 @@ def share(run: Path, file: Path) -> None:
         del card["settings"][key]
     file.parent.mkdir(parents=True, exist_ok=True)
     weights.share(file, state, card, half=("G", "ema"))
-    shutil.copyfile(run / "samples" / f"{state['step']:06d}.png", file.with_suffix(".png"))
+    grids = sorted(path for path in (run / "samples").glob("*.png") if int(path.stem) <= state["step"])
+    shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
     file.with_suffix(".md").write_text(page(file, card))
 
 

@@ -37,7 +37,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> str:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "xb") as handle:
+        with open(temporary, "wb") as handle:
             hashing = _Hashing(handle)
             fill(hashing)
             handle.flush()
@@ -50,6 +50,12 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> str:
         with suppress(OSError):
             temporary.unlink()
     return hashing.digest.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write content as JSON, in the same way."""
+    data = json.dumps(content, indent=2).encode() + b"\n"
+    write(path, lambda handle: handle.write(data))
 
 
 class _Hashing:
@@ -165,12 +171,8 @@ class Checkpoints:
         listed[path.name] = {"step": step, "sha256": digest, "bytes": path.stat().st_size}
         if best:
             listed[path.name]["best"] = True
-        self._list(listed)
+        write_json(self.folder / MANIFEST, listed)
         self._rotate(listed)
-
-    def _list(self, listed: dict[str, dict[str, Any]]) -> None:
-        content = json.dumps(listed, indent=2).encode() + b"\n"
-        write(self.folder / MANIFEST, lambda handle: handle.write(content))
 
     def _rotate(self, listed: dict[str, dict[str, Any]]) -> None:
         newest = sorted(listed, key=lambda name: listed[name]["step"])[-KEEP:]
@@ -184,7 +186,8 @@ class Checkpoints:
         for name in old:
             with suppress(FileNotFoundError):
                 (self.folder / name).unlink()
-        self._list({name: entry for name, entry in listed.items() if name not in old})
+        kept = {name: entry for name, entry in listed.items() if name not in old}
+        write_json(self.folder / MANIFEST, kept)
 
     def listed(self) -> dict[str, dict[str, Any]]:
         """The manifest: for each file's name its step, sha256 and bytes, and whether it is the best.

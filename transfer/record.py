@@ -82,7 +82,7 @@ class Run:
             self.extractor = load(settings.extractor, device=str(self.device))
         self.step, self._losses, self._last, self._since = 0, {}, "", None
         if settings.resume is not None:
-            self._open(_resumed(settings.resume, Path(settings.out), self.script.name))
+            self._open(_resumed(Path(settings.resume), Path(settings.out), self.script.name))
             self._resume()
             return
         self._make_sure_of_space(Path(settings.out))
@@ -95,13 +95,14 @@ class Run:
         """Take the folder for this process; it is given back when the process ends, however it ends."""
         self.folder, self.checkpoints = folder, Checkpoints(folder)
         self._lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+        whom = "another process"
         try:
             self._lock.acquire(timeout=0)
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
         except Timeout:
             with contextlib.suppress(OSError):
-                owner = owner.read_text()
-            raise UserError(f"{folder} is in use by {owner}: wait for that, or stop it") from None
+                whom = owner.read_text()
+            raise UserError(f"{folder} is in use by {whom}: wait for that, or stop it") from None
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written ({error.strerror}): look after its permissions"
@@ -134,7 +135,7 @@ class Run:
             "versions": versions(),
             "started": timestamp(),
         }
-        _write_json(self.folder / "settings.json", description)
+        checkpoints.write_json(self.folder / "settings.json", description)
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -243,8 +244,8 @@ class Run:
     def _stop_diverged(self, what: str) -> None:
         last = f" (the last that were finite: {self._last})" if self._last else ""
         raise Diverged(
-            f"{what} at iteration {self.step}{last}: the run in {self.folder} has diverged, and nothing of it"
-            " was saved; start again with a smaller learning_rate"
+            f"{what} at iteration {self.step}{last}: the run in {self.folder} has diverged; any checkpoint in"
+            " it is from before; start again with a smaller learning_rate"
         )
 
     @torch.no_grad()
@@ -352,7 +353,7 @@ class Run:
         }
         description["settings"] = plain(self.settings)
         description["resumed"] = [*description.get("resumed", []), again]
-        _write_json(folder / "settings.json", description)
+        checkpoints.write_json(folder / "settings.json", description)
         print(f"going on with {folder} after iteration {self.step}")
 
 
@@ -455,11 +456,6 @@ def hardware(device: torch.device) -> str:
 def timestamp() -> str:
     """The time, with its zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    data = json.dumps(content, indent=2).encode() + b"\n"
-    checkpoints.write(path, lambda handle: handle.write(data))
 
 
 def _save_picture(picture: Any, path: Path) -> None:
