@@ -7,6 +7,7 @@ source_domain/.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
@@ -28,6 +29,7 @@ class Settings:
     width: int = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
     seed: int = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
+    fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made
     log_every: int = 50
     sample_every: int = 500
@@ -46,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transfer.engine import choose_device, tune
+from transfer.engine import captured, choose_device, tune
 from transfer.images import Augment, Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
@@ -110,10 +112,10 @@ def main(settings: Settings) -> Path | None:
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    optimizer_G = torch.optim.RMSprop(learning(G), settings.learning_rate)
-    optimizer_D = torch.optim.RMSprop(learning(D), settings.learning_rate)
+    rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
+    optimizer_G, optimizer_D = (rmsprop(learning(network)) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations)
+    tune(G, D, iterations=settings.iterations, fast=settings.fast)
     run = Run(settings, __file__, images, parts)
 
     def critic_step():
@@ -135,12 +137,16 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.step()
         return loss.detach()
 
-    for step in run.steps():
+    def iteration():
         for _ in range(settings.critic_steps):
             wasserstein = critic_step()
-        generator = generator_step()
+        return {"wasserstein": wasserstein, "generator": generator_step()}
+
+    train = captured(iteration, device, settings.fast)
+    for step in run.steps():
+        losses = train()
         average.update(G, step)
-        run.losses(wasserstein=wasserstein, generator=generator)
+        run.losses(**losses)
     return run.folder
 
 

@@ -8,6 +8,7 @@ a new folder in target_domain/.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transfer.plan import FrozenNorm, Rescale, Split
@@ -33,6 +34,7 @@ class Settings:
     ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
     seed: int = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
+    fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
     log_every: int = 50
     sample_every: int = 100
@@ -51,7 +53,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transfer.engine import choose_device, tune
+from transfer.engine import Reals, captured, choose_device, tune
 from transfer.images import Augment, Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
@@ -121,22 +123,21 @@ def main(settings: Settings) -> Path | None:
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    optimizer_G = torch.optim.RMSprop([{"params": learning(G)}], settings.learning_rate)
-    optimizer_D = torch.optim.RMSprop([{"params": learning(D)}], settings.learning_rate)
+    rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
+    optimizer_G, optimizer_D = (rmsprop([{"params": learning(network)}]) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations)
+    tune(G, D, iterations=settings.iterations, fast=settings.fast)
     run = Run(settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}")
+    reals = Reals(D, images, augment, settings.fast)  # what frozen layers make of them is kept, where exact
 
     def critic_step():
-        real = images.batch(settings.batch_size)
         with torch.no_grad():
             fake = G(torch.randn(settings.batch_size, source.latent, device=device))
-        estimate = D(augment.real(real)).mean() - D(augment.fake(fake)).mean()
-        if learning(D):
-            optimizer_D.zero_grad()
-            (-estimate).backward(inputs=learning(D))
-            optimizer_D.step()
-            clip_(D, settings.clip)
+        estimate = reals.scores(settings.batch_size).mean() - D(augment.fake(fake)).mean()
+        optimizer_D.zero_grad()
+        (-estimate).backward(inputs=learning(D))
+        optimizer_D.step()
+        clip_(D, settings.clip)
         return estimate.detach()
 
     def generator_step():
@@ -148,12 +149,19 @@ def main(settings: Settings) -> Path | None:
             optimizer_G.step()
         return loss.detach()
 
+    def iteration():
+        losses = {}
+        if learning(D):
+            for _ in range(settings.critic_steps):
+                losses["wasserstein"] = critic_step()
+        losses["generator"] = generator_step()
+        return losses
+
+    train = captured(iteration, device, settings.fast)
     for step in run.steps():
-        for _ in range(settings.critic_steps):
-            wasserstein = critic_step()
-        generator = generator_step()
+        losses = train()
         average.update(G, step)
-        run.losses(wasserstein=wasserstein, generator=generator)
+        run.losses(**losses)
     return run.folder
 
 

@@ -8,6 +8,7 @@ samples and checkpoints, which hold the generator and the discriminator, to a ne
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
@@ -30,6 +31,7 @@ class Settings:
     width: int = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
     seed: int = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
+    fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made
     log_every: int = 50
     sample_every: int = 500
@@ -48,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transfer.engine import choose_device, tune
+from transfer.engine import captured, choose_device, tune
 from transfer.images import Augment, Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
@@ -101,12 +103,33 @@ class Discriminator(nn.Module):
         x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
         return self.conv5(x).flatten()  # N
 
+    def gradient(self, x):
+        """The gradient of each image's score at x, (N, 3, 64, 64), to be differentiated in its turn.
+
+        Without normalisation a score is piecewise linear in the pixels, so the gradient is forward backwards:
+        transposed convolutions, and between them the slopes of the LeakyReLUs. A double backward pass would
+        compute the same and carry zeros through the whole of forward as well.
+        """
+        if isinstance(self.norm2, Norm):
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self(x).sum(), x, create_graph=True)[0]
+        slopes = []
+        with torch.no_grad():
+            for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+                x = conv(x)
+                slopes.append(torch.where(x > 0, 1.0, 0.2))
+                x = x * slopes[-1]
+        g = self.conv5.transposed(x.new_ones(len(x), 1, 1, 1))  # N x 512 x 4 x 4
+        g = self.conv4.transposed(g * slopes[3])  # N x 256 x 8 x 8
+        g = self.conv3.transposed(g * slopes[2])  # N x 128 x 16 x 16
+        g = self.conv2.transposed(g * slopes[1])  # N x 64 x 32 x 32
+        return self.conv1.transposed(g * slopes[0])  # N x 3 x 64 x 64
+
 
 def gradient_penalty(D, real, fake):
     """mean (|gradient of D at x| - 1)^2 over images x between real and fake, each drawn on its own line."""
-    x = torch.lerp(real, fake, torch.rand(len(real), 1, 1, 1, device=real.device)).requires_grad_()
-    (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    x = torch.lerp(real, fake, torch.rand(len(real), 1, 1, 1, device=real.device))
+    return (D.gradient(x).flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def main(settings: Settings) -> Path | None:
@@ -123,10 +146,10 @@ def main(settings: Settings) -> Path | None:
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    optimizer_G = torch.optim.Adam(learning(G), settings.learning_rate, betas=(0.0, 0.9))
-    optimizer_D = torch.optim.Adam(learning(D), settings.learning_rate, betas=(0.0, 0.9))
+    adam = partial(torch.optim.Adam, lr=settings.learning_rate, capturable=device.type == "cuda")
+    optimizer_G, optimizer_D = (adam(learning(network), betas=(0.0, 0.9)) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations)
+    tune(G, D, iterations=settings.iterations, fast=settings.fast, double_backward=settings.critic_norm)
     run = Run(settings, __file__, images, parts)
 
     def critic_step():
@@ -149,12 +172,16 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.step()
         return loss.detach()
 
-    for step in run.steps():
+    def iteration():
         for _ in range(settings.critic_steps):
             wasserstein = critic_step()
-        generator = generator_step()
+        return {"wasserstein": wasserstein, "generator": generator_step()}
+
+    train = captured(iteration, device, settings.fast)
+    for step in run.steps():
+        losses = train()
         average.update(G, step)
-        run.losses(wasserstein=wasserstein, generator=generator)
+        run.losses(**losses)
     return run.folder
 
 

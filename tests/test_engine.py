@@ -1,12 +1,28 @@
-"""The engine: which device, and which convolutions."""
+"""The engine: which device, how networks compute, and what is not computed twice."""
+
+import contextlib
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import wgan_64
+import wgan_64_transferlearning
+import wgan_gp_64
 from tests.conftest import LATENT, WIDTH
-from transfer import UserError, engine, kernels
-from transfer.engine import PAYS_FROM, choose_device, tune
+from tests.test_scripts import tiny
+from transfer import UserError, engine, kernels, weights
+from transfer.engine import PAYS_FROM, Reals, captured, choose_device, fixed_layers, split, tune
+from transfer.images import Augment, Images
+from transfer.plan import Split
+from transfer.weights import learning
+
+LOOPS = ["wgan_64", "wgan_gp_64", "wgan_64_transferlearning"]  # the other transfers have the latter's
+AUGMENTATIONS = ["none", "flip", "slight", "strong", "diffaugment"]
 
 
 def test_the_device_is_found_without_being_told():
@@ -21,20 +37,37 @@ def test_a_device_that_is_not_there_is_refused_in_one_sentence(name):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "amx, iterations, few", [(False, PAYS_FROM, 3), (False, PAYS_FROM - 1, 0), (True, PAYS_FROM, 0)]
-)
-def test_the_wide_convolutions_use_few_products_where_that_pays(monkeypatch, amx, iterations, few):
+# ----------------------------------------------------------------------------------------------------------
+# How networks compute.
+
+
+def matrix_instructions(monkeypatch, there):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: there)
     monkeypatch.setattr(engine, "_compiles", lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.parametrize(
+    "amx, iterations, fast, few",
+    [
+        (False, PAYS_FROM, True, 3),
+        (False, PAYS_FROM - 1, True, 0),
+        (False, PAYS_FROM, False, 0),
+        (True, PAYS_FROM, True, 0),
+    ],
+)
+def test_the_wide_convolutions_use_few_products_where_that_pays(
+    monkeypatch, capsys, amx, iterations, fast, few
+):
+    matrix_instructions(monkeypatch, amx)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
-    tune(G, D, iterations=iterations)
+    tune(G, D, iterations=iterations, fast=fast)
     used = []
-    monkeypatch.setattr(
-        kernels, "conv2d", lambda x, w: used.append(w) or torch.nn.functional.conv2d(x, w, None, 2, 1)
-    )
+    monkeypatch.setattr(kernels, "conv2d", lambda x, w: used.append(w) or F.conv2d(x, w, None, 2, 1))
     D(torch.rand(2, 3, 64, 64))
     assert len([w for w in used if w.shape[1] > 3]) == few
+    said = capsys.readouterr().out
+    assert ("bf16" in said) == amx and ("would not pay" in said) == (iterations < PAYS_FROM)
 
 
 def test_without_a_compiler_it_goes_on_with_torchs_convolutions(monkeypatch, capsys):
@@ -47,3 +80,207 @@ def test_without_a_compiler_it_goes_on_with_torchs_convolutions(monkeypatch, cap
     tune(D, iterations=PAYS_FROM)
     assert not D.conv2.few_products
     assert "compiler" in capsys.readouterr().out
+
+
+def critic_gradients(D, x, y):
+    """The gradients of D's weights in a critic step with gradient penalty, if D has a gradient."""
+    loss = D(y).mean() - D(x).mean()
+    if hasattr(D, "gradient"):
+        torch.manual_seed(2)
+        loss = loss + 10 * wgan_gp_64.gradient_penalty(D, x, y)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, learning(D))])
+
+
+@pytest.mark.parametrize("script", [wgan_64, wgan_gp_64])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_steps_agree_with_float32_and_return_float32(monkeypatch, script, compiled):
+    matrix_instructions(monkeypatch, True)
+    # Inductor's code is slow to make; what is compiled and what is not is the same without it.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    D = script.Discriminator(8)
+    x = torch.rand(8, 3, 1, 1).expand(-1, -1, 64, 64) * 2 - 1  # alike, they would cancel to rounding errors
+    y = torch.rand(8, 3, 64, 64) * 2 - 1
+    exact = critic_gradients(D, x, y)
+    tune(D, iterations=PAYS_FROM if compiled else 1)
+    fast = critic_gradients(D, x, y)
+    assert D(x).dtype == torch.float32 and fast.dtype == torch.float32
+    apart = (fast - exact).norm() / exact.norm()
+    assert 1e-4 < apart < 0.15  # products of bf16 are 0.4 % off, and five layers there and back add up
+
+
+def test_a_critic_whose_gradient_is_differentiated_again_is_not_compiled(monkeypatch):
+    matrix_instructions(monkeypatch, True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    D = wgan_gp_64.Discriminator(WIDTH, norm=True)
+    tune(D, iterations=PAYS_FROM, double_backward=True)
+    assert critic_gradients(D, *torch.rand(2, 4, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("few_products", [False, True])
+def test_the_critics_gradient_is_autograds_and_so_is_its_own(monkeypatch, few_products):
+    monkeypatch.setattr(kernels, "THIN", 1)
+    torch.manual_seed(0)
+    D = wgan_gp_64.Discriminator(WIDTH).double()
+    for bias in (D.conv1.bias, D.conv2.bias, D.conv3.bias, D.conv4.bias):
+        torch.nn.init.normal_(bias, std=0.1)
+    for conv in (D.conv2, D.conv3, D.conv4):
+        conv.few_products = few_products
+    x = torch.randn(4, 3, 64, 64, dtype=torch.double, requires_grad=True)
+    (autograds,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    ours = D.gradient(x)
+    assert (ours - autograds).norm() < 1e-6 * autograds.norm()
+    weights = [p for name, p in D.named_parameters() if "weight" in name]  # a slope does not depend on biases
+    both = [torch.autograd.grad(g.square().sum(), weights, retain_graph=True) for g in (ours, autograds)]
+    for mine, its in zip(*both, strict=True):
+        assert (mine - its).norm() < 1e-6 * its.norm()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What an iteration computes, and where.
+
+
+def iteration_of(monkeypatch, script, settings):
+    """The iteration that main would train with."""
+    grabbed = []
+
+    class Run:
+        folder = None
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def steps(self):
+            return iter(())
+
+    monkeypatch.setattr(script, "Run", Run)
+    monkeypatch.setattr(script, "captured", lambda iteration, *_: grabbed.append(iteration))
+    script.main(settings)
+    return grabbed[0]
+
+
+class StaysOnDevice(TorchDispatchMode):
+    """Notes whatever an iteration brings to the device from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.brought = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if isinstance(result, torch.Tensor) and result.device.type == "meta":
+            self.brought += [function for tensor in tensors if tensor.device.type != "meta" and tensor.dim()]
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:for .*no-op")
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, augment):
+    """Which is what a graph needs: on the meta device no value can be read and nothing can be moved."""
+    script, settings = tiny(name, faces, source, tmp_path, augment=augment)
+    monkeypatch.setattr(script, "check_clip", lambda *_: None, raising=False)
+    settings = replace(settings, device="meta")
+    iteration = iteration_of(monkeypatch, script, settings)
+    with StaysOnDevice() as mode:
+        losses = iteration()
+        iteration()
+    assert all(loss.device.type == "meta" for loss in losses.values()) and not mode.brought
+
+
+def test_leaving_the_device_would_be_noticed():
+    x = torch.zeros(3, device="meta")
+    with pytest.raises(RuntimeError):
+        x.sum().item()
+    with StaysOnDevice() as mode:
+        torch.tensor([1.0, 2.0, 3.0]).to("meta")
+    assert mode.brought
+
+
+def test_elsewhere_than_on_cuda_an_iteration_is_not_captured():
+    iteration = object()
+    assert captured(iteration, torch.device("cpu")) is iteration
+    assert captured(iteration, torch.device("cuda"), fast=False) is iteration
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_captured_run_is_the_run(monkeypatch, faces, source, tmp_path, name):
+    ends = []
+    for launch in (captured, lambda iteration, *_: iteration):
+        script, settings = tiny(name, faces, source, tmp_path, iterations=8)
+        monkeypatch.setattr(script, "captured", launch)
+        settings = replace(settings, device="cuda")
+        ends.append(torch.load(next((script.main(settings) / "checkpoints").glob("*.pt"))))
+    for key, tensor in ends[0]["ema"].items():
+        assert torch.allclose(tensor.float(), ends[1]["ema"][key].float(), atol=1e-4), key
+
+
+# Shares of the convolutions' arithmetic that is left when D's first layers are frozen and the real images'
+# features are kept: counted by hand for these networks, 528.2 GFLOP at batch 64 being the whole.
+LEFT = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]
+
+
+def test_freezing_saves_the_arithmetic_that_it_can(monkeypatch, faces, tmp_path):
+    G, D = wgan_64.Generator(LATENT), wgan_64.Discriminator()
+    path = tmp_path / "wide.safetensors"
+    networks = {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}
+    weights.clip_(D, 0.01)
+    weights.share(path, networks, {})
+    counts = []
+    for depth in range(6):
+        settings = wgan_64_transferlearning.Settings(
+            source=path, images=faces, device="cpu", out=tmp_path, batch_size=2, augment="flip",
+            frozen_norm="source", iterations=1, G=Split(0, 0, 5), D=Split(depth, 0, 5 - depth),
+        )  # fmt: skip
+        iteration = iteration_of(monkeypatch, wgan_64_transferlearning, settings)
+        with FlopCounterMode(display=False) as counter:
+            iteration()
+        counts.append(counter.get_total_flops())
+    assert counts[0] / 2 * 64 == pytest.approx(528.2e9, rel=0.02)
+    assert [count / counts[0] for count in counts] == pytest.approx(LEFT, abs=0.01)
+
+
+def frozen_critic(depth, norm="source", widths=WIDTH):
+    torch.manual_seed(0)
+    D = wgan_64.Discriminator(widths, Split(depth, 0, 5 - depth).discriminator("adafm", norm))
+    with torch.no_grad(), contextlib.suppress(AttributeError):
+        for index in (2, 3, 4):
+            getattr(D, f"norm{index}").running_mean.normal_()
+    return D
+
+
+@pytest.mark.parametrize("depth", range(1, 5))
+def test_a_critic_in_two_parts_is_the_critic(depth):
+    D = frozen_critic(depth)
+    x = torch.rand(4, 3, 64, 64)
+    below, above = split(D, depth)
+    assert torch.equal(above(below(x)), D(x))
+    assert {id(p) for p in above.parameters()} >= {id(p) for p in learning(D)}
+
+
+@pytest.mark.parametrize(
+    "depth, norm, fixed", [(0, "source", 0), (3, "source", 3), (5, "source", 4), (3, "batch", 1)]
+)
+def test_only_what_is_a_function_of_the_image_is_kept(depth, norm, fixed):
+    assert fixed_layers(frozen_critic(depth, norm)) == fixed
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_scores_through_kept_features_are_the_scores(faces, augment, depth):
+    D, images = frozen_critic(depth), Images.load(faces)
+    both = []
+    for fast in (True, False):
+        torch.manual_seed(3)
+        reals = Reals(D, images, Augment(augment), fast)
+        assert (reals.features is not None) == (fast and depth > 0 and augment in ("none", "flip"))
+        both.append(torch.stack([reals.scores(6) for _ in range(4)]))
+    assert torch.allclose(*both, rtol=1e-5, atol=1e-7)
+    assert both[0].std() > 0
+
+
+def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch, faces):
+    monkeypatch.setattr(engine, "KEPT", 1000)
+    assert Reals(frozen_critic(2), Images.load(faces), Augment("none")).features is None

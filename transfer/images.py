@@ -231,8 +231,15 @@ class Images:
 
     def batch(self, n: int) -> Tensor:
         """n images drawn with replacement: (n, 3, size, size), float32 in [-1, 1], on the device."""
-        chosen = torch.randint(len(self.pixels), (n,), device=self.pixels.device)
-        return to_float(self.pixels[chosen])
+        return to_float(self.pixels[self.draw(n)])
+
+    def draw(self, n: int) -> Tensor:
+        """The places of n images drawn with replacement, (n,)."""
+        return torch.randint(len(self.pixels), (n,), device=self.pixels.device)
+
+    def all(self, which: slice = slice(None)) -> Tensor:
+        """The images in their order, or some of them, as batch gives them."""
+        return to_float(self.pixels[which])
 
     def __str__(self) -> str:
         left_out = "".join(f"\n  left out: {name!r} ({reason})" for name, reason in self.unreadable.items())
@@ -293,9 +300,14 @@ def _uniform(x: Tensor, low: float, high: float) -> Tensor:
     return torch.rand(len(x), 1, 1, 1, device=x.device) * (high - low) + low
 
 
+def mirrored(x: Tensor) -> Tensor:
+    """Which images of a batch are to be left to right, each with probability 1/2: (N, 1, 1, 1)."""
+    return _uniform(x, 0, 1) >= 0.5
+
+
 def mirror(x: Tensor) -> Tensor:
     """Each image left to right with probability 1/2."""
-    return torch.where(_uniform(x, 0, 1) < 0.5, x, x.flip(3))
+    return torch.where(mirrored(x), x.flip(3), x)
 
 
 def rotate_and_crop(x: Tensor, degrees: float, smallest: float) -> Tensor:

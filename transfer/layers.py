@@ -75,6 +75,12 @@ class Conv(_Kernel):
             return _shifted(kernels.conv2d(x, self.kernel()), self.shift())
         return F.conv2d(x, self.kernel(), self.shift(), self.stride, self.padding)
 
+    def transposed(self, y: Tensor) -> Tensor:
+        """y (N, C_out, H', W') -> x (N, C_in, H, W): what forward's gradient is, y the output's gradient."""
+        if self.few_products:
+            return kernels.conv_transpose2d(y, self.kernel())
+        return F.conv_transpose2d(y, self.kernel(), None, self.stride, self.padding)
+
 
 class ConvUp(_Kernel):
     """x (N, C_in, H, W) -> (N, C_out, H', W'), transposed, by a kernel (C_in, C_out, k, k) under a policy."""

@@ -42,7 +42,7 @@ MAY_CHANGE = {
     "reference",
     "extractor",
 }
-MAY_CHANGE |= {"device", "out", "resume", "dry_run", "images"}  # of the images the fingerprint counts
+MAY_CHANGE |= {"device", "fast", "out", "resume", "dry_run", "images"}  # of the images the fingerprint counts
 
 
 class Run:
@@ -330,7 +330,7 @@ class Run:
                 if isinstance(part, Average):
                     part.network.load_state_dict(state["ema"])
                 elif isinstance(part, torch.optim.Optimizer):
-                    part.load_state_dict(state["optimizers"][name])
+                    _load_optimizer(part, state["optimizers"][name])
                 else:
                     part.load_state_dict(state[name])
             torch.set_rng_state(state["random"]["cpu"])
@@ -355,6 +355,13 @@ class Run:
         description["resumed"] = [*description.get("resumed", []), again]
         checkpoints.write_json(folder / "settings.json", description)
         print(f"going on with {folder} after iteration {self.step}")
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load its state, but for what depends on the device: the state may come from another."""
+    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved["capturable"] = own["capturable"]
+    optimizer.load_state_dict(state)
 
 
 def animate(folder: Path) -> None:

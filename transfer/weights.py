@@ -44,7 +44,7 @@ def clip_(critic: nn.Module, bound: float) -> None:
         over = [axis for axis, size in enumerate(module.gamma.shape) if size == 1]
         largest = module.kernel().abs().amax(over, keepdim=True)
         # A hair below the bound, so that rounding in gamma W + beta cannot carry the kernel over it.
-        factor = (bound * (1 - 1e-6) / largest).where(largest > bound, 1)
+        factor = (bound * (1 - 1e-6) / largest).where(largest > bound, torch.ones_like(largest))
         module.gamma.mul_(factor)
         if module.policy.bias(module.beta) is None:
             module.beta.mul_(factor)
