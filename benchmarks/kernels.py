@@ -8,60 +8,37 @@ The sides take turns in one process, channels last, float32. What is printed are
 and the ratio of each turn, torch's time over ours: median, smallest, largest. With one thread, the default,
 time is the processor's, which other work on the machine disturbs least; with more it is the clock's. A side
 called compiled has its whole networks compiled, losses and backward passes included; that takes minutes.
---malloc default leaves to glibc what it does with large tensors (see keep_pages).
+--malloc default leaves to glibc what it does with large tensors (see engine.keep_pages).
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.timing import Clock, ratios, turns
 from transfer import kernels
+from transfer.engine import keep_pages
 from transfer.layers import Conv, ConvUp
 from transfer.weights import clip_, learning
 from wgan_64 import Discriminator, Generator
 
 LAYERS = ((64, 128, 32), (128, 256, 16), (256, 512, 8))  # wide channels, narrow channels, wide pixels
 SIDES = ("torch", "torch-compiled", "ours", "ours-compiled")
-Clock = Callable[[], float]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def keep_pages() -> None:
-    """Let malloc keep the memory of large tensors, which it would map and fault in anew at every use.
-
-    Above 32 MB that costs 0.4 ms a MB; the 25 kernels of the widest layer are 52 MB.
-    """
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def turns(sides: Sequence[Callable[[], object]], rounds: int, clock: Clock) -> list[list[float]]:
-    """Milliseconds of each side in each round, after one that does not count."""
-    times: list[list[float]] = [[] for _ in sides]
-    for round_ in range(rounds + 1):
-        for side, taken in zip(sides, times, strict=True):
-            start = clock()
-            side()
-            if round_:
-                taken.append(1000 * (clock() - start))
-    return times
 
 
 def line(name: str, torchs: list[float], ours: list[float], note: str = "") -> str:
-    ratios = [a / b for a, b in zip(torchs, ours, strict=True)]
+    each = ratios(torchs, ours)
     return (
         f"{name:44}{statistics.median(torchs):8.1f}{statistics.median(ours):8.1f}"
-        f"{statistics.median(ratios):8.2f}{min(ratios):7.2f}{max(ratios):7.2f}   {note}"
+        f"{each['ratio']:8.2f}{each['min']:7.2f}{each['max']:7.2f}   {note}"
     )
 
 

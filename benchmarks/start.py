@@ -1,0 +1,99 @@
+"""How long a script takes to its first answer and its first iteration, and how much memory it comes to.
+
+    python -m benchmarks.start
+
+Whole processes: `--help`; a wrong setting; and wgan_64.py on 256 images of noise up to the end of its first
+iteration, compiling with an empty cache (cold) and again with the cache of the first (warm), then ten
+iterations further for the peak of its resident memory. Short runs, which do not compile, are timed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import keep, synthetic
+from transfer.engine import PAYS_FROM
+
+ROOT = Path(__file__).parents[1]
+AFTER = 10  # iterations after the first, for the memory
+
+
+def answer(*words: str) -> float:
+    """Seconds to the end of a command that does not train."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, str(ROOT / "wgan_64.py"), *words], capture_output=True, cwd=ROOT)
+    return time.perf_counter() - began
+
+
+def first_iteration(images: Path, out: Path, cache: Path, iterations: int) -> dict[str, float]:
+    """Seconds to the end of the first iteration, and the peak of resident memory AFTER more, in MB."""
+    words = f"--images {images} --out {out} --iterations {iterations} --log-every 1 --sample-every 100000"
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "wgan_64.py"), *words.split()],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    first = None
+    while process.poll() is None:
+        logs = list(out.glob("*/log.jsonl"))
+        lines = logs[0].read_text().count("\n") if logs else 0
+        if lines and first is None:
+            first = time.perf_counter() - began
+        if lines > AFTER:
+            peak = _peak(process.pid)
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            return {"seconds": first, "peak_mb": peak}
+        time.sleep(0.02)
+    raise SystemExit(f"wgan_64.py ended by itself, with status {process.returncode}")
+
+
+def _peak(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():  # not Linux: the largest of all child processes, compilers included
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1000
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
+    from PIL import Image
+
+    answer("--help")  # the files come from the disk once
+    lines = {
+        "--help": {"seconds": min(answer("--help") for _ in range(5))},
+        "a wrong setting": {"seconds": min(answer("--batch-size", "1") for _ in range(5))},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        images, cache = Path(folder) / "images", Path(folder) / "cache"
+        images.mkdir()
+        for index, pixels in enumerate(synthetic(256).pixels):
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(images / f"{index}.png")
+        for what, iterations in (
+            ("first iteration, short run", PAYS_FROM - 1),
+            ("first iteration, cold", PAYS_FROM),
+            ("first iteration, warm", PAYS_FROM),
+        ):
+            lines[what] = first_iteration(images, Path(folder) / f"run{len(lines)}", cache, iterations)
+    for what, line in lines.items():
+        print(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in line.items())}", flush=True)
+        keep("start", what=what, **line, threads=torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The benchmarks compare what is equal, and see what is not."""
+
+import pytest
+import torch
+
+from benchmarks import step
+from benchmarks.timing import ratios, synthetic, turns
+from transfer import engine, kernels
+
+
+@pytest.fixture(autouse=True)
+def few_products_uncompiled(monkeypatch):
+    monkeypatch.setattr(kernels, "THIN", 1)
+    monkeypatch.setattr(engine, "_compiles", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+@pytest.mark.parametrize("name", step.SCRIPTS)
+def test_the_scripts_iteration_is_the_textbooks(name):
+    found = step.gate(name, synthetic(8), width=4, batch=4)
+    assert found["apart_float64"] < 1e-9
+
+
+@pytest.mark.parametrize("name", step.SCRIPTS)
+def test_another_iteration_is_not_timed(monkeypatch, name):
+    right = step.textbook.critic
+
+    def wrong(*args, **kwargs):
+        network = right(*args, **kwargs)
+        network[1].negative_slope = 0.1
+        return network
+
+    monkeypatch.setattr(step.textbook, "critic", wrong)
+    with pytest.raises(SystemExit, match="not timed"):
+        step.gate(name, synthetic(8), width=4, batch=4)
+
+
+def test_the_sides_take_turns_and_the_first_turn_does_not_count():
+    order, clock = [], iter(range(100))
+    times = turns([lambda: order.append("a"), lambda: order.append("b")], 2, lambda: next(clock))
+    assert order == list("ababab") and times == [[1000, 1000], [1000, 1000]]
+    assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"ratio": 2.0, "min": 1.0, "max": 3.0}
