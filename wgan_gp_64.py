@@ -137,8 +137,8 @@ def main(settings: Settings) -> Path | None:
     check(settings)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    G = Generator(settings.latent, settings.width).to(device)
-    D = Discriminator(settings.width, norm=settings.critic_norm).to(device)
+    G = Generator(settings.latent, settings.width).to(device, memory_format=torch.channels_last)
+    D = Discriminator(settings.width, norm=settings.critic_norm).to(device, memory_format=torch.channels_last)
     images = Images.load(settings.images, device)
     print(f"{images} in {settings.images}, on {device}")
     if settings.dry_run:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import step
+from benchmarks import page, step
 from benchmarks.timing import ratios, synthetic, turns
 from transfer import engine, kernels
 
@@ -40,3 +40,8 @@ def test_the_sides_take_turns_and_the_first_turn_does_not_count():
     times = turns([lambda: order.append("a"), lambda: order.append("b")], 2, lambda: next(clock))
     assert order == list("ababab") and times == [[1000, 1000], [1000, 1000]]
     assert ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"ratio": 2.0, "min": 1.0, "max": 3.0}
+
+
+def test_the_performance_page_is_what_the_results_say():
+    assert page.PAGE.read_text() == page.page()
+    assert "| `wgan_64.py` |" in page.measured() and "| 200,000 |" in page.measured()

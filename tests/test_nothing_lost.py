@@ -239,7 +239,7 @@ def test_weights_that_are_no_numbers_are_found_named_and_never_saved(
 
     def spoil():
         with torch.no_grad():
-            next(runs[0].parts[network].parameters()).view(-1)[0] = float("nan")
+            next(runs[0].parts[network].parameters())[0, 0, 0, 0] = float("nan")
 
     when(monkeypatch, weights.Average, "update", 3, spoil)
     with pytest.raises(

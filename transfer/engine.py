@@ -47,10 +47,10 @@ def choose_device(name: str | None = None) -> torch.device:
 def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backward: bool = False) -> None:
     """Decide how networks that are trained together compute, and print it.
 
-    On CUDA and on CPUs with matrix instructions (AMX): bf16 products of float32 weights, channels last;
-    normalisation keeps float32 statistics, and what a network returns is float32. On those CPUs the networks
-    are compiled too. On other CPUs the wide 4x4 convolutions of stride 2 go through transfer.kernels, which
-    needs 2.56 times fewer products and agrees with torch up to rounding.
+    On CUDA and on CPUs with matrix instructions (AMX): bf16 products of float32 weights; normalisation keeps
+    float32 statistics, and what a network returns is float32. On those CPUs the networks are compiled too. On
+    other CPUs the wide 4x4 convolutions of stride 2 go through transfer.kernels, which needs 2.56 times fewer
+    products and agrees with torch up to rounding.
 
     Args:
         networks: their `forward` is made fast, and `gradient` where a critic has one.
@@ -67,9 +67,8 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
         compiled = matrix and not double_backward and not short and _compiles()
         few_products = not matrix and not short and _compiles()
     if fast and matrix:
-        how = "bf16, channels last"
+        how = "bf16"
         for network in networks:
-            network.to(memory_format=torch.channels_last)
             for name in ("forward", "gradient"):
                 if hasattr(network, name):
                     function = _bf16(getattr(network, name), device.type)

@@ -358,10 +358,14 @@ class Run:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load its state, but for what depends on the device: the state may come from another."""
+    """Load its state, but for what the device decides: the state may come from another, or another layout."""
     for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
         saved["capturable"] = own["capturable"]
     optimizer.load_state_dict(state)
+    for parameter, own in optimizer.state.items():
+        for name, tensor in own.items():
+            if tensor.shape == parameter.shape:
+                own[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 
 
 def animate(folder: Path) -> None:

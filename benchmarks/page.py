@@ -1,0 +1,112 @@
+"""Write the measured part of docs/performance.md from results.jsonl: the newest line of each measurement.
+
+python -m benchmarks.page
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.timing import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- written by python -m benchmarks.page -->\n", "<!-- until here -->\n"
+KEYS = {"step": ("part", "script", "plan"), "scaling": ("images",), "start": ("what",), "runs": ("script",)}
+
+
+def newest(benchmark: str) -> list[dict]:
+    """The newest line of each measurement of a benchmark, in the order of their first."""
+    found: dict[tuple, dict] = {}
+    for text in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+        line = json.loads(text)
+        if line["benchmark"] == benchmark:
+            found[tuple(line.get(key) for key in KEYS[benchmark])] = line
+    return list(found.values())
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table, or nothing when there are no rows."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n\n" if rows else ""
+
+
+def spread(line: dict) -> str:
+    """A ratio with the smallest and the largest of its turns."""
+    return f"{line['ratio']:.2f} ({line['min']:.2f} to {line['max']:.2f})"
+
+
+def where(lines: list[dict]) -> str:
+    """What the lines were measured on."""
+    machines = {f"{x['hardware']}, torch {x['torch']}, Python {x['python']}" for x in lines}
+    return f"Measured on {'; '.join(sorted(machines))}.\n\n" if lines else ""
+
+
+def measured() -> str:
+    """The tables."""
+    pretrain = [x for x in newest("step") if x["part"] == "pretrain"]
+    transfer = [x for x in newest("step") if x["part"] == "transfer"]
+    scaling, start, runs = newest("scaling"), newest("start"), newest("runs")
+    text = "\n## Pre-training against the textbook\n\n`python -m benchmarks.step`\n\n" + where(pretrain)
+    text += table(
+        (
+            "script", "textbook, s", "here, s", "times as fast", "iterations a second",
+            "GFLOP/s of a product", "share of the counted floor", "the textbook's",
+            "gradients apart, float64", "float32",
+        ),
+        [
+            (
+                f"`{x['script']}.py`", f"{x['textbook_ms'] / 1e3:.2f}", f"{x['ours_ms'] / 1e3:.2f}",
+                spread(x), f"{1e3 / x['ours_ms']:.2f}", f"{x['gflops']:.0f}", f"{x['floor']:.2f}",
+                f"{x['textbook_floor']:.2f}", f"{x['apart_float64']:.0e}", f"{x['apart']:.0e}",
+            )
+            for x in pretrain
+        ],
+    )  # fmt: skip
+    text += "## Whole short runs\n\n`python -m benchmarks.runs train_images/target_domain`\n\n" + where(runs)
+    text += table(
+        ("script", "Frechet distance, textbook", "here", "how"),
+        [
+            (
+                f"`{x['script']}.py`", f"{x['textbook_mean']:.1f} ± {x['textbook_std']:.1f}",
+                f"{x['ours_mean']:.1f} ± {x['ours_std']:.1f}",
+                f"{x['seeds']} seeds, {x['iterations']} iterations, width {x['width']}, batch {x['batch']},"
+                f" {x['generated']:,} samples against the {x['images']} images, {x['extractor']}",
+            )
+            for x in runs
+        ],
+    )  # fmt: skip
+    text += "## A transfer, by what it freezes\n\n`python -m benchmarks.step`\n\n" + where(transfer)
+    text += table(
+        ("plan", "s", "of the first", "counted", "over the count"),
+        [
+            (
+                x["plan"], f"{x['ms'] / 1e3:.2f}", spread(x), f"{x['counted']:.2f}",
+                f"{x['ratio'] / x['counted']:.2f}",
+            )
+            for x in transfer
+        ],
+    )  # fmt: skip
+    text += "## The first answer, the first iteration, memory\n\n`python -m benchmarks.start`\n\n" + where(
+        start
+    )
+    text += table(
+        ("what", "s", "peak of resident memory, MB"),
+        [(x["what"], f"{x['seconds']:.2f}", f"{x['peak_mb']:,.0f}" if "peak_mb" in x else "") for x in start],
+    )
+    text += "## From 96 to 200,000 images\n\n`python -m benchmarks.scaling`\n\n" + where(scaling)
+    text += table(
+        ("images", "iteration, s", "of the first", "drawing a batch, ms"),
+        [(f"{x['images']:,}", f"{x['ms'] / 1e3:.2f}", spread(x), f"{x['draw_ms']:.2f}") for x in scaling],
+    )
+    return text
+
+
+def page() -> str:
+    """docs/performance.md with the measured part written anew."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}{measured()}{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
