@@ -52,9 +52,11 @@ def main() -> None:
                 torch.manual_seed(seed)
                 for _ in range(ITERATIONS):
                     iteration()
-                found = score(samples(network, shape), images, None, extractor=extractor, size=64, seed=0)
-                scores[side].append(found.fid)
-                print(f"{name}, seed {seed}, {side}: Frechet distance {found.fid:.2f}", flush=True)
+                found = score(
+                    samples(network, shape), images, extractor=extractor, size=64, seed=0
+                ).as_dict()["fid"]
+                scores[side].append(found)
+                print(f"{name}, seed {seed}, {side}: Frechet distance {found:.2f}", flush=True)
         line = {
             f"{side}_{what}": function(each)
             for side, each in scores.items()

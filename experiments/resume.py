@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.scale import PAGE, RESULTS, page
+from experiments import report
+from experiments.scale import RESULTS
 from transfer.settings import command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +117,7 @@ def main(settings: Settings) -> None:
     }
     with open(RESULTS, "a") as file:
         file.write(json.dumps(line) + "\n")
-    PAGE.write_text(page())
+    report.write()
     print(json.dumps(line, indent=2))
 
 

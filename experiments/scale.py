@@ -18,7 +18,6 @@ from pathlib import Path
 from transfer.settings import Extractor, command_line, user_errors
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
 CEILING = 3000  # source faces that are scored as if they had been generated
 
@@ -85,6 +84,7 @@ def named(model: Path) -> str:
 def main(settings: Settings) -> None:
     """Measure what is missing, and write the page."""
     import fid
+    from experiments import report
     from transfer.record import hardware, versions
 
     extractor = fid.load(settings.extractor)
@@ -98,7 +98,7 @@ def main(settings: Settings) -> None:
         line |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
         with open(RESULTS, "a") as file:
             file.write(json.dumps(line) + "\n")
-        PAGE.write_text(page())
+        report.write()
         print(f"{name}: {scores}")
 
 
@@ -107,8 +107,8 @@ def lines() -> list[dict]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def page() -> str:
-    """docs/results.md."""
+def section() -> str:
+    """The scale's part of docs/results.md."""
     head = (
         "",
         "generated",
@@ -127,38 +127,13 @@ def page() -> str:
         table.append(cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies")))
         if line["heldout"]:
             table.append(cells("... against held-out images", line["n_generated"], line["heldout"], None))
-    text = rows_of(table)
+    text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
     machines = sorted({line["hardware"] for line in found})
     return (
-        "# Results\n\nWritten by `python -m experiments.scale` from `experiments/results.jsonl`; nothing here"
-        " is typed by hand. [scores.md](scores.md) says what each score means.\n\n"
-        "## The scale of the scores\n\n"
-        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n{going_on()}"
+        "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
+        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n"
     )
-
-
-def rows_of(table: list) -> str:
-    """The lines of a Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
-
-
-def going_on() -> str:
-    """What experiments.resume has measured, in words."""
-    text = ""
-    for line in (line for line in lines() if line["table"] == "resume"):
-        outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
-        text += (
-            f"\n- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"
-            f" killed (SIGKILL) after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
-            f" networks, average, optimizers, random state and samples are {outcome} to those of the unbroken"
-            f" run. SIGTERM in the third iteration: status {line['sigterm_status']},"
-            f" {line['sigterm_seconds']:.1f} s, {line['sigterm_iterations_lost']} iterations lost. A"
-            f" checkpoint ({line['checkpoint_bytes'] / 1e6:.1f} MB) took {line['checkpoint_seconds']:.2f} s"
-            f" to write, sync, read back and list; the run took {line['seconds']:.0f} s."
-        )
-    head = "\n## Killed and gone on with\n\nWritten by `python -m experiments.resume`.\n"
-    return f"{head}{text}\n" if text else ""
 
 
 def cells(name: str, generated: int, scores: dict, copies: float | None) -> tuple[str, ...]:

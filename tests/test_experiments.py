@@ -1,13 +1,16 @@
 """The experiments: strips of a run's grids, and the page that is written from what was measured."""
 
+import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import scale, strip
-from transfer import UserError
+from experiments import report, scale, strip, tables
+from experiments.tables import Budget, Row, Table
+from transfer import UserError, record
 
 
 def test_a_strip_shows_the_same_latents_row_by_row(tmp_path):
@@ -24,7 +27,7 @@ def test_a_strip_shows_the_same_latents_row_by_row(tmp_path):
 
 
 def test_the_results_page_is_what_the_results_say():
-    assert scale.PAGE.read_text() == scale.page()
+    assert report.PAGE.read_text() == report.page()
 
 
 def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, monkeypatch):
@@ -34,17 +37,124 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     line |= {"extractor": "some-network", "resize": "some resize", "seed": 3, "hardware": "some CPU"}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     monkeypatch.setattr(scale, "RESULTS", tmp_path / "results.jsonl")
-    page = scale.page()
+    page = scale.section()
     assert "| A against B | 1,000 | 96 | 12.3 | 5.6 | 0.50 | 0.25 | 1.00 | 0.75 | 0.05 |" in page
     assert "| 1,000 | 5,000 | 56.8 | 5.6 |" in page
     assert "some-network, some resize, seed 3" in page and "some CPU" in page
 
 
 def test_the_readme_tells_what_was_measured():
-    readme = " ".join((scale.PAGE.parents[1] / "README.md").read_text().split())
+    readme = " ".join((report.PAGE.parents[1] / "README.md").read_text().split())
     rows = {line["row"]: line for line in scale.lines() if line["table"] == "scale"}
     last = [row for row in rows if row.startswith("wgan_64_transferlearning")][-1]
     source = last.rpartition(" from ")[2]
     before, after = rows[source]["heldout"], rows[last]["heldout"]
     assert f"from the source's {before['fid']:.0f} to {after['fid']:.0f}" in readme
     assert f"{before['n_real']:,} held-out images" in readme
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Tables.
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch, faces, source):
+    """A table of two plans that takes a blink, and its budget; results and pictures go to a folder."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results.jsonl")
+    for module in (tables, report):
+        monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(record, "SCORED", 64)
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
+    tiny = {"source": source, "batch_size": 4, "critic_steps": 1}
+    rows = (
+        Row("fine-tuned", "wgan_64_finetune", tiny, 209),
+        Row("frozen", "wgan_64_freeze_layers", tiny, 225),
+    )
+    budget = Budget(faces, faces, iterations=2, score_every=1, device="cpu", out=tmp_path / "out")
+    table = Table("table_0", "Table 0: two plans", "The first is better.", rows)
+    monkeypatch.setattr(report, "every", lambda: iter([table]))
+    return table, budget
+
+
+def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
+    table, budget = table
+    assert "Not run yet" in report.page() and "Not run yet" in report.html()
+    tables.make([table, table], replace(budget, dry_run=True))
+    assert "2 runs are missing" in capsys.readouterr().out and not tables.lines()
+    tables.make([table, table], budget)
+    lines = tables.lines()
+    assert [line["script"] for line in lines] == ["wgan_64_finetune", "wgan_64_freeze_layers"]
+    for line in lines:
+        assert [scores["step"] for scores in line["scores"]] == [1, 2]
+        assert line["iterations"] == 2 and line["images"]["count"] == 8 and line["seconds"] > 0
+        assert line["scores"][0]["heldout"]["n_real"] == 8 and line["commit"] and line["hardware"]
+    tables.make([table], budget)
+    assert len(tables.lines()) == 2, "what has been made is not made again"
+    page, html = report.page(), report.html()
+    for row in table.rows:
+        value = report.mean([report.last(next(iter(report.of(row, lines))))["fid"]])
+        assert f"| {row.name} | {row.published} | {value} |" in page
+        assert f"<td>{value}</td>" in html
+    assert html.count("data:image/webp") == 2 and html.count("data:image/svg") == 1 and "http" not in html
+
+
+def test_seeds_and_budgets_are_runs_of_their_own(table):
+    table, budget = table
+    row = table.rows[0]
+    names = {
+        tables.identity(row, seed, replace(budget, iterations=iterations))
+        for seed in (0, 1)
+        for iterations in (2, 3)
+    }
+    assert len(names) == 4
+    assert tables.identity(row, 0, budget) == tables.identity(
+        row, 0, replace(budget, out="elsewhere", device=None)
+    )
+
+
+def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
+    table, budget = table
+    row = table.rows[0]
+
+    class Interrupted(Exception):
+        pass
+
+    script = importlib.import_module(row.script)
+    main = script.main
+
+    def stops(settings):
+        main(replace(settings, iterations=1))
+        raise Interrupted
+
+    monkeypatch.setattr(script, "main", stops)
+    with pytest.raises(Interrupted):
+        tables.make([table], budget)
+    monkeypatch.setattr(script, "main", main)
+    tables.make([table], budget)
+    folders = list((budget.out / tables.identity(row, 0, budget)).iterdir())
+    assert len(folders) == 1 and "resumed" in json.loads((folders[0] / "settings.json").read_text())
+
+
+def test_every_table_of_the_dissertation_can_be_run():
+    found = {table.key: table for table in tables.every()}
+    assert len(found) == 8
+    published = sorted(row.published for table in found.values() for row in table.rows if row.published)
+    assert published == [195, 195, 204, 209, 220, 223, 225, 236]
+    for table in found.values():
+        budget = tables.PRETRAINING if table.pretraining else Budget()
+        names = [tables.identity(row, 0, budget) for row in table.rows]
+        assert len(set(names)) == len(names)
+
+
+def line_of(name, ends, published=None):
+    scores = [{"step": 10 * (i + 1), "kid": end / 1000, "heldout": None} for i, end in enumerate(ends)]
+    return Row(name, "wgan_64", {}, published), [{"scores": scores}]
+
+
+@pytest.mark.parametrize(
+    "ends, said", [((1.0, 2.0), "is the same"), ((2.0, 1.0), "is another: first; second")]
+)
+def test_the_verdict_follows_from_the_figures(ends, said):
+    pairs = [line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225)]
+    text = " ".join(report.verdict([row for row, _ in pairs], {row.name: lines for row, lines in pairs}))
+    assert said in text and "1 of 2 runs had a better score before" in text and "one seed" in text

@@ -17,18 +17,21 @@ Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see
 Extractor = Literal["inception", "efficientnet_lite0"]  # see fid.extractors
 
 
-def command_line(settings: type[S]) -> S:
+def command_line(settings: type[S], default: S | None = None) -> S:
     """The settings with what the command line overrides (--G 1 2 2 --iterations 2000 --dry-run).
 
-    Called before torch is imported, so that a wrong value is answered at once. Ends the program with exit
-    code 2 after one sentence when a value is wrong, and with 0 after --help.
+    Called before torch is imported, so that a wrong value is answered at once; default is an instance whose
+    values take the place of the class's own. Ends the program with exit code 2 after one sentence when a value
+    is wrong, and with 0 after --help.
     """
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_split_rule)
+    defaults = {} if default is None else {"default": default}
     with user_errors():
-        chosen = tyro.cli(settings, description=sys.modules["__main__"].__doc__, registry=registry)
+        description = sys.modules["__main__"].__doc__
+        chosen = tyro.cli(settings, description=description, registry=registry, **defaults)
         check(chosen)
     return chosen
 

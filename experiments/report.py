@@ -1,0 +1,241 @@
+"""The report: docs/results.md and report.html, both written from experiments/results.jsonl and nothing else.
+
+python -m experiments.report
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from experiments import scale
+from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table, every, lines
+
+PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
+BUDGET = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
+Lines = list[dict[str, Any]]
+
+
+def of(row: Row, found: Lines) -> Lines:
+    """The lines of a row's runs: those of its script with the settings that it would have today."""
+    from transfer.record import plain
+
+    fields = plain(importlib.import_module(row.script).Settings(**row.settings))
+    wanted = {key: value for key, value in fields.items() if key not in IGNORED | BUDGET}
+    return [
+        line
+        for line in found
+        if line["script"] == row.script and all(line["settings"].get(k) == v for k, v in wanted.items())
+    ]
+
+
+def groups(table: Table, found: Lines) -> dict[tuple, dict[Row, Lines]]:
+    """The lines of a table, by what was spent: only runs of equal budgets stand in one table."""
+    by_budget: dict[tuple, dict[str, Lines]] = defaultdict(dict)
+    for row in table.rows:
+        for line in of(row, found):
+            key = tuple(line["settings"].get(k) for k in ("iterations", "images", "reference", "extractor"))
+            by_budget[key].setdefault(row.name, []).append(line)
+    return dict(by_budget)
+
+
+def last(line: dict[str, Any]) -> dict[str, Any]:
+    """The scores at a run's end, against held-out images where there are any."""
+    scores = line["scores"][-1]
+    return scores.get("heldout") or scores
+
+
+def merit(scores: dict[str, Any]) -> float:
+    """KID x 1000, against held-out images where there are any: less is better."""
+    return 1000 * (scores.get("heldout") or scores)["kid"]
+
+
+def mean(numbers: list[float], digits: int = 1) -> str:
+    """The mean, with the standard deviation where there are several."""
+    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.{digits}f}{spread}"
+
+
+HEAD = (
+    "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "FID, training", "best iteration",
+    "KID x 1000 there", "near copies", "minutes", "seeds",
+)  # fmt: skip
+
+
+def cells(row: Row, runs: Lines) -> tuple[str, ...]:
+    """A row of a table."""
+    best = [min(run["scores"], key=merit) for run in runs]
+    copies = [run["scores"][-1]["memorisation"]["near_copies"] for run in runs]
+    return (
+        row.name,
+        "" if row.published is None else f"{row.published:g}",
+        mean([last(run)["fid"] for run in runs]),
+        mean([merit(run["scores"][-1]) for run in runs]),
+        mean([run["scores"][-1]["fid"] for run in runs]),
+        mean([scores["step"] for scores in best], 0),
+        mean([merit(scores) for scores in best]),
+        mean(copies, 2),
+        mean([run["seconds"] / 60 for run in runs], 0),
+        str(len(runs)),
+    )
+
+
+def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
+    """What the runs say of the dissertation's order, in sentences."""
+    ends = {row.name: statistics.mean(merit(run["scores"][-1]) for run in runs[row.name]) for row in rows}
+    ours = sorted(ends, key=ends.__getitem__)
+    text = [f"By KID at the end, best first: {'; '.join(ours)}."]
+    published = {row.name: row.published for row in rows if row.published is not None}
+    if len(published) > 1:
+        theirs = sorted(published, key=published.__getitem__)
+        same = [name for name in ours if name in published] == theirs
+        text.append(
+            f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}"
+            f"{'' if same or ours[0] != theirs[0] else ', with the same best'}."
+        )
+    early = [
+        row.name
+        for row in rows
+        for run in runs[row.name]
+        if min(run["scores"], key=merit)["step"] < run["scores"][-1]["step"]
+    ]
+    total = sum(map(len, runs.values()))
+    text.append(f"{len(early)} of {total} runs had a better score before their end.")
+    if min(map(len, runs.values())) < 2:
+        text.append("With one seed a difference cannot be told from chance.")
+    return text
+
+
+def sections() -> list[dict[str, Any]]:
+    """What the page and the report show: a table of each budget for each of the dissertation's."""
+    found, result = lines(), []
+    for table in every():
+        parts = []
+        for (iterations, images, reference, *_), runs in groups(table, found).items():
+            rows = [row for row in table.rows if row.name in runs]
+            first = runs[rows[0].name][0]
+            counts = first["scores"][-1]
+            held_out = (
+                f"{counts['heldout']['n_real']:,} held-out images ({reference})"
+                if reference
+                else "no held-out images"
+            )
+            about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images ({images}), "
+            machines = {run["hardware"] for each in runs.values() for run in each}
+            sources = {run["settings"].get("source") for each in runs.values() for run in each} - {None}
+            parts.append(
+                {
+                    "title": f"{iterations:,} iterations",
+                    "about": f"{about}{held_out}; {counts['extractor']}; {'; '.join(sorted(sources))} on"
+                    f" {'; '.join(sorted(machines))}.",
+                    "head": HEAD,
+                    "rows": [cells(row, runs[row.name]) for row in rows],
+                    "verdict": verdict(rows, runs),
+                    "runs": {row.name: runs[row.name] for row in rows},
+                    "absent": [row.name for row in table.rows if row.name not in runs],
+                }
+            )
+        result.append({"table": table, "parts": parts})
+    return result
+
+
+def page() -> str:
+    """docs/results.md."""
+    text = (
+        "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing here"
+        " is typed by hand. [scores.md](scores.md) says what each score means. The dissertation's FIDs are of"
+        " other images and another extractor: only the order can be compared.\n\n"
+    )
+    for section in sections():
+        table = section["table"]
+        text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
+        if not section["parts"]:
+            text += f"Not run yet: `python -m experiments.{table.key}`.\n\n"
+        for part in section["parts"]:
+            body = [part["head"], ("---",) * len(part["head"]), *part["rows"]]
+            text += f"### {part['title']}\n\n{part['about']}\n\n"
+            text += "\n".join(f"| {' | '.join(cells)} |" for cells in body) + "\n\n"
+            text += " ".join(part["verdict"]) + "\n\n"
+            if part["absent"]:
+                text += f"Not run yet: {'; '.join(part['absent'])}.\n\n"
+    return text + scale.section() + going_on()
+
+
+def going_on() -> str:
+    """What experiments.resume has measured, in words."""
+    text = ""
+    for line in (line for line in scale.lines() if line["table"] == "resume"):
+        outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
+        text += (
+            f"- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"
+            f" killed (SIGKILL) after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
+            f" networks, average, optimizers, random state and samples are {outcome} to those of the unbroken"
+            f" run. SIGTERM in the third iteration: status {line['sigterm_status']},"
+            f" {line['sigterm_seconds']:.1f} s, {line['sigterm_iterations_lost']} iterations lost. A"
+            f" checkpoint ({line['checkpoint_bytes'] / 1e6:.1f} MB) took {line['checkpoint_seconds']:.2f} s"
+            f" to write, sync, read back and list; the run took {line['seconds']:.0f} s."
+        )
+    head = "## Killed and gone on with\n\nWritten by `python -m experiments.resume`.\n"
+    return f"{head}{text}\n" if text else ""
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """A picture as a part of the page that shows it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def curves(runs: dict[str, Lines]) -> str:
+    """KID against the iteration, a curve for each row, over its seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, each in runs.items():
+        steps = sorted({scores["step"] for run in each for scores in run["scores"]})
+        values = [[merit(s) for run in each for s in run["scores"] if s["step"] == step] for step in steps]
+        (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker="o", label=name)
+        axes.fill_between(
+            steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2
+        )
+    axes.set(xlabel="iteration", ylabel="KID x 1000", ylim=(0, None))
+    axes.legend(fontsize="small", frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    return data_url(file.getvalue(), "svg+xml")
+
+
+def strips(runs: dict[str, Lines]) -> dict[str, str]:
+    """The kept grids of each row's first seed."""
+    files = {name: PICTURES / f"{each[0]['run']}.webp" for name, each in runs.items()}
+    return {name: data_url(file.read_bytes(), "webp") for name, file in files.items() if file.exists()}
+
+
+def html() -> str:
+    """report.html, which needs nothing beside itself."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        sections=sections(), curves=curves, strips=strips
+    )
+
+
+def write() -> None:
+    """Write both."""
+    PAGE.write_text(page())
+    REPORT.write_text(html())
+    print(f"{PAGE.relative_to(ROOT)} and {REPORT.name} are written")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,230 @@
+"""What a table is, and how its runs are made: each once, resumed when interrupted, a line of results each."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transfer.settings import Extractor, command_line, user_errors
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results.jsonl")
+PICTURES = ROOT / "docs" / "pictures" / "runs"
+TABLES = (
+    "table_1",
+    "table_2",
+    "figures_23_24",
+    "table_7",
+    "table_11",
+    "from_scratch",
+    "frozen_norm",
+    "learning_rate",
+)
+SECONDS = 2.5  # an iteration's, where none of the same script has been measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """A plan: a script, the settings that it changes, and what the dissertation's score of it was."""
+
+    name: str
+    script: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    published: float | None = None  # the dissertation's FID, on other images with another extractor
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of the dissertation, or a claim of its text."""
+
+    key: str
+    title: str
+    claim: str
+    rows: tuple[Row, ...]
+    pretraining: bool = False  # its runs are of the source domain
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is spent on a table, and on which images."""
+
+    images: Path = Path("train_images/target_domain")  # what is trained on
+    reference: Path | None = None  # held-out images, which are scored against and never trained on
+    iterations: int = 2_000
+    seeds: int = 1
+    score_every: int = 250
+    extractor: Extractor = "efficientnet_lite0"
+    device: str | None = None
+    out: Path = Path("target_domain/tables")  # where the runs' folders are made
+    dry_run: bool = False  # print what is missing and how long it would take, and stop
+
+
+PRETRAINING = Budget(
+    images=Path("train_images/source_domain"),
+    iterations=8_000,
+    score_every=1_000,
+    out=Path("source_domain/tables"),
+)
+
+
+def lines() -> list[dict]:
+    """The runs that have been made."""
+    texts = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return [line for line in map(json.loads, texts) if line["table"] == "run"]
+
+
+def settings_of(row: Row, seed: int, budget: Budget) -> Any:
+    """The script's settings for a row."""
+    script = importlib.import_module(row.script)
+    return script.Settings(
+        images=budget.images,
+        reference=budget.reference,
+        iterations=budget.iterations,
+        score_every=min(budget.score_every, budget.iterations),
+        sample_every=min(budget.score_every, budget.iterations),
+        save_every=50,
+        seed=seed,
+        extractor=budget.extractor,
+        device=budget.device,
+        **row.settings,
+    )
+
+
+IGNORED = {"out", "resume", "dry_run", "device", "log_every", "save_every", "sample_every", "score_every"}
+
+
+def identity(row: Row, seed: int, budget: Budget) -> str:
+    """A run's name: equal for equal plans, whichever table they are in, and for no others."""
+    from transfer.record import plain
+
+    settings = {k: v for k, v in plain(settings_of(row, seed, budget)).items() if k not in IGNORED}
+    for key in ("images", "reference", "source"):
+        if settings.get(key) not in (None, "None"):
+            settings[key] = version(Path(settings[key]))
+    text = json.dumps([row.script, settings], sort_keys=True)
+    return f"{row.script}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def version(path: Path) -> str:
+    """Which images or model: the name, and of a shared model what its card says of its training."""
+    from experiments.scale import named
+
+    return named(path) if path.suffix == ".safetensors" and path.exists() else path.name
+
+
+def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
+    """The runs that no line tells of, by their name."""
+    made = {line["run"] for line in lines()}
+    wanted = {
+        identity(row, seed, budget): (row, seed)
+        for seed in range(budget.seeds)  # every plan once before any plan again
+        for table in tables
+        for row in table.rows
+    }
+    return {name: plan for name, plan in wanted.items() if name not in made}
+
+
+def seconds(rows: Sequence[Row], budget: Budget) -> float:
+    """How long the runs would take, from what the same scripts took before."""
+    took = {line["script"]: line["seconds"] / line["iterations"] for line in lines()}
+    return sum(took.get(row.script, SECONDS) * budget.iterations for row in rows)
+
+
+def make(tables: Sequence[Table], budget: Budget) -> None:
+    """Make the runs that are missing, one after the other, and add a line for each."""
+    todo = missing(tables, budget)
+    hours = seconds([row for row, _ in todo.values()], budget) / 3600
+    print(f"{len(todo)} runs are missing, some {hours:.1f} hours of {budget.iterations:,} iterations each")
+    for name, (row, seed) in todo.items():
+        print(f"{name}: {row.name}, seed {seed}", flush=True)
+        if not budget.dry_run:
+            _make(name, row, seed, budget)
+
+
+def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
+    from transfer.checkpoints import Checkpoints
+    from transfer.record import LATEST, plain, versions
+
+    out = budget.out / name
+    settings = replace(settings_of(row, seed, budget), out=out)
+    if any(Checkpoints(folder).found() for folder in out.glob("0*")):
+        settings = replace(settings, resume=Path(LATEST))
+    folder = importlib.import_module(row.script).main(settings)
+    description = json.loads((folder / "settings.json").read_text())
+    log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    rates = [line["images_per_second"] for line in log if "images_per_second" in line]
+    images = settings.iterations * settings.batch_size * settings.critic_steps
+    line = {
+        "table": "run",
+        "run": name,
+        "script": row.script,
+        "seed": seed,
+        "iterations": settings.iterations,
+        "settings": {k: v for k, v in plain(settings).items() if k not in IGNORED},
+        "images": {**description["images"], "name": budget.images.name},
+        "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
+        "losses": log[-1],
+        "seconds": round(images / (sum(rates) / len(rates)), 1),
+        "hardware": description["hardware"],
+        "versions": versions(),
+        "commit": commit(),
+    }
+    line["settings"] |= {
+        key: version(Path(value))
+        for key, value in line["settings"].items()
+        if key in ("images", "reference", "source") and value not in (None, "None")
+    }
+    picture(folder, PICTURES / f"{name}.webp")
+    with open(RESULTS, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def picture(folder: Path, file: Path, columns: int = 16) -> None:
+    """Keep the first latents of a run's grids, one row for each, oldest first."""
+    from PIL import Image
+
+    from experiments import strip
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = file.with_suffix(".png")
+    strip.main(strip.Settings(folder, whole, columns=columns))
+    with Image.open(whole) as image:
+        image.save(file, quality=80)
+    whole.unlink()
+
+
+def commit() -> str:
+    """The commit of the code, with a + when files have been changed since."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip())
+
+
+def main(*tables: Table) -> None:
+    """The command line of a table's file."""
+    from experiments import report
+
+    pretraining = tables[0].pretraining
+    budget = command_line(Budget, default=PRETRAINING if pretraining else Budget())
+    with user_errors():
+        make(tables, budget)
+        if not budget.dry_run:
+            report.write()
+
+
+def every() -> Iterator[Table]:
+    """All tables, in the dissertation's order."""
+    for name in TABLES:
+        yield importlib.import_module(f"experiments.{name}").TABLE
