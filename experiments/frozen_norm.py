@@ -16,10 +16,13 @@ TABLE = Table(
     tuple(
         Row(
             f"{frozen_norm}, G{split} D{split}",
-            "wgan_64_transferlearning",
+            script,
             {"frozen_norm": frozen_norm, "G": split, "D": split},
         )
-        for split in (Split(1, 2, 2), Split(3, 0, 2))
+        for script, split in (
+            ("wgan_64_transferlearning", Split(1, 2, 2)),
+            ("wgan_64_freeze_layers", Split(3, 0, 2)),
+        )
         for frozen_norm in ("batch", "source")
     ),
 )

@@ -125,13 +125,13 @@ def sections() -> list[dict[str, Any]]:
                 if reference
                 else "no held-out images"
             )
-            about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images ({images}), "
+            about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images"
             machines = {run["hardware"] for each in runs.values() for run in each}
             sources = {run["settings"].get("source") for each in runs.values() for run in each} - {None}
             parts.append(
                 {
                     "title": f"{iterations:,} iterations",
-                    "about": f"{about}{held_out}; {counts['extractor']}; {'; '.join(sorted(sources))} on"
+                    "about": f"{about} ({images}), {held_out}; {counts['extractor']}; {'; '.join(sorted(sources))} on"
                     f" {'; '.join(sorted(machines))}.",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name]) for row in rows],
@@ -147,8 +147,8 @@ def sections() -> list[dict[str, Any]]:
 def page() -> str:
     """docs/results.md."""
     text = (
-        "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing here"
-        " is typed by hand. [scores.md](scores.md) says what each score means. The dissertation's FIDs are of"
+        "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing is"
+        " typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs are of"
         " other images and another extractor: only the order can be compared.\n\n"
     )
     for section in sections():

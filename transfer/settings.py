@@ -21,8 +21,8 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     """The settings with what the command line overrides (--G 1 2 2 --iterations 2000 --dry-run).
 
     Called before torch is imported, so that a wrong value is answered at once; default is an instance whose
-    values take the place of the class's own. Ends the program with exit code 2 after one sentence when a value
-    is wrong, and with 0 after --help.
+    values take the place of the class's own. Ends the program with exit code 2 after one sentence when a
+    value is wrong, and with 0 after --help.
     """
     import tyro
 
