@@ -131,8 +131,8 @@ def sections() -> list[dict[str, Any]]:
             parts.append(
                 {
                     "title": f"{iterations:,} iterations",
-                    "about": f"{about} ({images}), {held_out}; {counts['extractor']}; {'; '.join(sorted(sources))} on"
-                    f" {'; '.join(sorted(machines))}.",
+                    "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
+                    f" {'; '.join(sorted(sources))} on {'; '.join(sorted(machines))}.",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name]) for row in rows],
                     "verdict": verdict(rows, runs),
@@ -147,8 +147,8 @@ def sections() -> list[dict[str, Any]]:
 def page() -> str:
     """docs/results.md."""
     text = (
-        "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing is"
-        " typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs are of"
+        "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing"
+        " is typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs are of"
         " other images and another extractor: only the order can be compared.\n\n"
     )
     for section in sections():
