@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from transfer.plan import FrozenNorm, Rescale, Split
+from transfer.plan import FrozenNorm, Plan, Rescale, Split
 from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
 
 
@@ -20,8 +20,8 @@ class Settings:
 
     source: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained generator and discriminator
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
-    G: Split = Split(0, 0, 5)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
-    D: Split = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
+    G: Plan = Split(0, 0, 5)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
+    D: Plan = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
     iterations: int = 1_000  # generator updates; the dissertation's 20,000 is one flag away

@@ -148,8 +148,8 @@ def page() -> str:
     """docs/results.md."""
     text = (
         "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing"
-        " is typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs are of"
-        " other images and another extractor: only the order can be compared.\n\n"
+        " is typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs"
+        " are of other images and another extractor: only the order can be compared.\n\n"
     )
     for section in sections():
         table = section["table"]

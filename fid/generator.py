@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from transfer import UserError
 from transfer.images import to_uint8
+from transfer.layers import ConvUp, Norm
 from transfer.weights import Source
 
 MARKER = ".generated"  # a JSON list of the files that were written here, which alone may be cleared away
@@ -21,36 +21,36 @@ MARKER = ".generated"  # a JSON list of the files that were written here, which 
 def draw(source: Source, count: int, seed: int, device: torch.device, batch: int = 64) -> Tensor:
     """count images (count, 3, 64, 64), uint8, of the averaged generator; the same ones for the same seed."""
     z = torch.randn(count, source.latent, generator=torch.Generator().manual_seed(seed)).to(device)
-    tensors = {name: tensor.to(device) for name, tensor in source.generator.items()}
-    images = torch.cat([generate(tensors, latents) for latents in z.split(batch)])
+    with torch.random.fork_rng(devices=[]):  # layers draw the weights that are replaced at once
+        G = network(source).to(device)
+    images = torch.cat([G(latents) for latents in z.split(batch)])
     if not torch.isfinite(images).all():
         raise UserError("the generator gives NaN: its run has diverged, give an earlier checkpoint")
     return to_uint8(images)
 
 
-def generate(tensors: dict[str, Tensor], z: Tensor) -> Tensor:
-    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1], as the scripts' generator in eval mode."""
-    x = z[:, :, None, None]
-    for index in range(1, 6):
-        kernel, shift = _effective(
-            *(tensors.get(f"conv{index}.{key}") for key in ("weight", "gamma", "beta"))
+def network(source: Source) -> nn.Sequential:
+    """The averaged generator, z (N, latent) -> images (N, 3, 64, 64) in [-1, 1], in eval mode."""
+    parts: list[nn.Module] = [nn.Unflatten(1, (source.latent, 1, 1))]
+    for index, policy in enumerate(source.policies, start=1):
+        weight, *modulation = (
+            source.generator.get(f"conv{index}.{key}") for key in ("weight", "gamma", "beta")
         )
-        x = F.conv_transpose2d(x, kernel, shift, *((1, 0) if index == 1 else (2, 1)))
+        conv = ConvUp(*weight.shape[:3], *((1, 0) if index == 1 else (2, 1)), policy)
+        conv.load_state_dict({"weight": weight}, strict=False)
+        conv.start()  # from this weight; what follows may have moved since
+        found = {
+            key: tensor
+            for key, tensor in zip(("gamma", "beta"), modulation, strict=True)
+            if tensor is not None
+        }
+        conv.load_state_dict({"weight": weight, **found})
+        parts.append(conv)
         if index < 5:
-            norm = (
-                tensors[f"norm{index}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
-            )
-            x = F.relu(F.batch_norm(x, *norm))
-    return torch.tanh(x)
-
-
-def _effective(weight: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The kernel that a layer computes with, and what it adds to its output (transfer.plan's policies)."""
-    if gamma is None:
-        return weight, None
-    if gamma.shape[0] == 1:  # one an output filter: filter selection
-        return gamma * weight, beta.flatten()
-    return gamma * weight + beta, None  # one a slice: AdaFM
+            norm = Norm(weight.shape[1], policy)
+            norm.load_state_dict({key: source.generator[f"norm{index}.{key}"] for key in norm.state_dict()})
+            parts += [norm, nn.ReLU()]
+    return nn.Sequential(*parts, nn.Tanh()).eval()
 
 
 def keep(images: Tensor, folder: Path) -> None:

@@ -14,7 +14,7 @@ from fid import generator
 from tests.conftest import LATENT, WIDTH, pretrained
 from transfer import UserError, weights
 from transfer.images import to_uint8
-from transfer.plan import Split
+from transfer.plan import RESCALE, Split
 from transfer.weights import Source
 
 CPU = torch.device("cpu")
@@ -48,17 +48,19 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("rescale", ["adafm", "filter_selection"])
+@pytest.mark.parametrize("rescale", RESCALE)
 @pytest.mark.parametrize("split", [(0, 0, 5), (0, 5, 0), (1, 2, 2), (5, 0, 0)])
 def test_the_images_are_the_scripts_generators(lively, split, rescale):
-    G = wgan_64.Generator(LATENT, WIDTH, Split(*split).generator(rescale))
-    G.load_state_dict(lively.state_dict(), strict=False)
+    policies = Split(*split).generator(rescale)
+    G = wgan_64.Generator(LATENT, WIDTH, policies)
+    weights.carry(G, lively.state_dict(), "G")
     G = randomised(G)
     z = torch.randn(3, LATENT, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = G(z)
         assert expected.std() > 0.1
-        assert torch.allclose(generator.generate(G.state_dict(), z), expected, atol=1e-5)
+        drawn = generator.network(Source(G.state_dict(), {}, LATENT, WIDTH, policies))(z)
+        assert torch.allclose(drawn, expected, atol=1e-5)
 
 
 def test_drawing_is_seeded_and_leaves_the_random_state_alone(run):

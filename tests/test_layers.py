@@ -1,5 +1,6 @@
 """Layers under a policy: they start as the source, learn what the plan names, keep to the clip."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from tests.test_plan import SPLITS
 from transfer import UserError, weights
 from transfer.checkpoints import Checkpoints
 from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import ADAFM, FILTER_SELECTION, FINETUNE, FREEZE, Split
+from transfer.plan import ADAFM, FILTER_SELECTION, POLICIES, RESCALE, Layers, Split
 
 
 def transferred(networks, split, rescale="adafm", frozen_norm="batch"):
@@ -24,7 +25,7 @@ def transferred(networks, split, rescale="adafm", frozen_norm="batch"):
     return G, D
 
 
-@pytest.mark.parametrize("rescale", ["adafm", "filter_selection"])
+@pytest.mark.parametrize("rescale", RESCALE)
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_at_step_0_the_networks_compute_what_the_source_computes(networks, split, rescale):
     z, x = torch.randn(3, LATENT), torch.rand(3, 3, 64, 64) * 2 - 1
@@ -43,13 +44,17 @@ LEARNS = {  # policy: what learns in such a layer, of the kernel and of the norm
     "freeze": set(),
     "adafm": {"gamma", "beta", "norm.weight", "norm.bias"},
     "filter_selection": {"gamma", "beta", "norm.weight", "norm.bias"},
+    "normalised_adafm": {"gamma", "beta", "norm.weight", "norm.bias"},
+    "singular_values": {"gamma", "norm.weight", "norm.bias"},
+    "rank_one": {"gamma", "beta", "norm.weight", "norm.bias"},
     "finetune": {"weight", "norm.weight", "norm.bias"},
 }
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_training_moves_what_the_plan_names_and_nothing_else(networks, source, faces, tmp_path, split):
-    rescale, frozen_norm = ("adafm", "batch") if sum(split[:2]) % 2 else ("filter_selection", "source")
+    rescale = list(RESCALE)[SPLITS.index(split) % len(RESCALE)]
+    frozen_norm = "batch" if sum(split[:2]) % 2 else "source"
     settings = wgan_64_transferlearning.Settings(
         source=source,
         images=faces,
@@ -88,9 +93,28 @@ def test_training_moves_what_the_plan_names_and_nothing_else(networks, source, f
                         assert torch.equal(value, after[name][key])
 
 
-@pytest.mark.parametrize(
-    "policy", [FREEZE, ADAFM, FILTER_SELECTION, FINETUNE], ids=lambda policy: policy.name
-)
+def by_hand(layer):
+    """The effective kernel as the papers have it, in numpy: filter by filter, slice by slice."""
+    name, out = layer.policy.name, layer.out_axis
+    W, gamma, beta = (
+        None if t is None else t.detach().double().numpy() for t in (layer.weight, layer.gamma, layer.beta)
+    )
+    kernel = W.copy()
+    if name == "normalised_adafm":
+        for a, b in np.ndindex(W.shape[:2]):
+            kernel[a, b] = gamma[a, b] * (W[a, b] - W[a, b].mean()) / W[a, b].std() + beta[a, b]
+    elif name == "singular_values":
+        filters = np.moveaxis(W, out, -1)
+        U, s, V = np.linalg.svd(filters.reshape(-1, W.shape[out]), full_matrices=False)
+        kernel = np.moveaxis((U @ np.diag(gamma * s) @ V).reshape(filters.shape), -1, out)
+    elif name == "rank_one":
+        for each in range(W.shape[out]):
+            index = (each,) if out == 0 else (slice(None), each)
+            kernel[index] = W[index] * (1 + gamma.flatten()[each] * beta.squeeze(out))
+    return kernel
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
 def test_the_kernels_are_those_of_the_papers(policy):
     torch.manual_seed(0)
     down, up = Conv(3, 5, 4, 2, 1, policy), ConvUp(3, 5, 4, 2, 1, policy)
@@ -109,6 +133,7 @@ def test_the_kernels_are_those_of_the_papers(policy):
         down_ = F.conv2d(x, W, None, 2, 1) * down.gamma.view(1, 5, 1, 1) + down.beta.view(1, 5, 1, 1)
         up_ = F.conv_transpose2d(x, V, None, 2, 1) * up.gamma + up.beta
     else:
+        W, V = (torch.from_numpy(by_hand(layer)).float() for layer in (down, up))
         down_, up_ = F.conv2d(x, W, None, 2, 1), F.conv_transpose2d(x, V, None, 2, 1)
     torch.testing.assert_close(down(x), down_)
     torch.testing.assert_close(up(x), up_)
@@ -123,7 +148,7 @@ def test_nothing_is_computed_backward_below_the_lowest_layer_that_learns(network
     assert all(parameter.grad is None for parameter in D.conv3.parameters())
 
 
-@pytest.mark.parametrize("rescale", ["adafm", "filter_selection"])
+@pytest.mark.parametrize("rescale", RESCALE)
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_the_effective_kernels_stay_within_the_clip(networks, split, rescale):
     _, D = transferred(networks, split, rescale)
@@ -140,7 +165,9 @@ def test_the_effective_kernels_stay_within_the_clip(networks, split, rescale):
     weights.clip_(D, 0.01)
     assert weights.largest_kernel_value(D) <= 0.01
     for name, module in D.named_modules():
-        if isinstance(module, Conv) and module.gamma is not None:  # the same direction, only as long as fits
+        if isinstance(module, Conv) and rescale == "rank_one" and module.gamma is not None:
+            assert module.kernel().abs().max() >= 0.99 * 0.01, "no more than is needed"
+        elif isinstance(module, Conv) and module.gamma is not None:  # the same direction, as long as fits
             a, b = module.kernel().flatten(2), pushed[name].flatten(2)
             torch.testing.assert_close(F.cosine_similarity(a, b, dim=2), torch.ones(a.shape[:2]))
         elif isinstance(module, Conv) and not module.weight.requires_grad:
@@ -149,12 +176,30 @@ def test_the_effective_kernels_stay_within_the_clip(networks, split, rescale):
             assert module.weight.abs().max() <= 0.01 and module.bias.abs().max() <= 0.01
 
 
-def test_the_clip_lets_nan_through_to_be_found(networks):
-    _, D = transferred(networks, (0, 5, 0))
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_the_clip_lets_nan_through_to_be_found(networks, rescale):
+    _, D = transferred(networks, (0, 5, 0), rescale)
     with torch.no_grad():
-        D.conv3.gamma[0, 0] = float("nan")
+        D.conv3.gamma.view(-1)[0] = float("nan")
     weights.clip_(D, 0.01)
-    assert D.conv3.kernel()[0, 0].isnan().all()
+    assert D.conv3.kernel().isnan().any()
+
+
+def test_any_policy_for_any_layer_and_fresh_ones_start_anew(networks):
+    names = ("reinitialise", "adafm", "singular_values", "freeze", "rank_one")
+    plan = Layers(*names)
+    torch.manual_seed(5)
+    G = wgan_64_transferlearning.Generator(LATENT, WIDTH, plan.generator())
+    drawn = {key: value.clone() for key, value in G.state_dict().items()}
+    source = networks[0].state_dict()
+    weights.carry(G, source, "G")
+    for index, name in enumerate(names, start=1):
+        conv = getattr(G, f"conv{index}")
+        assert conv.policy.name == name
+        expected = drawn if name == "reinitialise" else source
+        assert torch.equal(conv.kernel(), expected[f"conv{index}.weight"])
+    assert torch.equal(G.norm1.weight, drawn["norm1.weight"])
+    assert torch.equal(G.norm2.weight, source["norm2.weight"])
 
 
 def test_a_clip_below_the_source_kernels_is_refused(networks):

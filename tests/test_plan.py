@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import wgan_64
 from transfer import UserError
-from transfer.plan import Split, table
+from transfer.plan import POLICIES, Layers, Split, plan, table
 
 SPLITS = [(i, j, 5 - i - j) for i in range(6) for j in range(6 - i)]
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,26 @@ def test_the_critic_is_frozen_on_the_image_side_and_the_generator_too():
     assert names == ["freeze", "adafm", "adafm", "adafm", "finetune"]
     names = [policy.name for policy in Split(1, 3, 1).generator("filter_selection")]
     assert names == ["finetune", *["filter_selection"] * 3, "freeze"]
+
+
+def test_the_long_form_names_a_policy_for_each_layer():
+    words = "freeze,adafm,singular_values,rank_one,finetune"
+    layers = plan(words)
+    assert layers == plan(*words.split(",")) == Layers(*words.split(","))
+    assert [policy.name for policy in layers.generator()] == words.split(",")
+    assert [policy.name for policy in layers.discriminator(frozen_norm="source")] == words.split(",")
+    assert layers.discriminator(frozen_norm="source")[0].norm == "source"
+    assert plan("1", "2", "2") == plan(1, 2, 2) == Split(1, 2, 2)
+    assert layers.digits == "fasrt" and pickle.loads(pickle.dumps(layers)) == layers
+
+
+@pytest.mark.parametrize(
+    "words", ["freeze", "freeze,adafm,adafm,finetune", "freeze,adafm,adafm,finetune,melt"]
+)
+def test_a_wrong_long_form_is_refused_with_the_names(words):
+    with pytest.raises(UserError, match=r"give 5 of freeze, adafm.*for example freeze,adafm") as refusal:
+        plan(words)
+    assert all(name in str(refusal.value) for name in POLICIES)
 
 
 def test_the_table_counts_what_learns():

@@ -28,22 +28,24 @@ class _Kernel(nn.Module):
         self.policy, self.stride, self.padding = policy, stride, padding
         self.few_products = False  # whether transfer.kernels convolves; transfer.engine decides
         self.weight = nn.Parameter(torch.randn(shape) * 0.02, requires_grad="weight" in policy.learns)
-        if policy.modulation is None:
-            self.gamma = self.beta = None
-        else:
-            modulation = policy.modulation(shape, self.out_axis)
-            self.gamma = nn.Parameter(torch.ones(modulation))
-            self.beta = nn.Parameter(torch.zeros(modulation))
+        shapes = policy.modulation(shape, self.out_axis) if policy.modulation else (None, None)
+        self.gamma, self.beta = (None if s is None else nn.Parameter(torch.empty(s)) for s in shapes)
+        self.start()
         channels = torch.zeros(shape[self.out_axis])
         self.bias = nn.Parameter(channels, requires_grad=self.weight.requires_grad) if bias else None
 
+    @torch.no_grad()
+    def start(self) -> None:
+        """Bring gamma and beta to where the effective kernel is the weight."""
+        self.policy.start(self)
+
     def kernel(self) -> Tensor:
         """The effective kernel, of the weight's shape: what the convolution is done with."""
-        return self.policy.kernel(self.weight, self.gamma, self.beta)
+        return self.policy.kernel(self)
 
     def shift(self) -> Tensor | None:
         """What is added to the output, (C_out,), or None: the layer's own bias and what the policy adds."""
-        added = self.policy.bias(self.beta)
+        added = self.policy.bias(self)
         return self.bias if added is None else added if self.bias is None else self.bias + added
 
     def extra_repr(self) -> str:
@@ -115,6 +117,7 @@ class Norm(nn.BatchNorm2d):
         super().__init__(channels)
         nn.init.normal_(self.weight, 1.0, 0.02)
         self.requires_grad_(bool(policy.learns))
+        self.policy = policy
         self.fixed = not policy.learns and policy.norm == "source"
         self.train()
 

@@ -11,58 +11,201 @@ from transfer import UserError
 
 LAYERS = 5
 FrozenNorm = Literal["batch", "source"]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Policy:
     """What becomes of a pre-trained kernel W: its effective value, and the tensors that learn.
 
+    The functions take a layer (see layers.Conv) with its `weight` W, `gamma`, `beta` and `out_axis`.
+
     Attributes:
-        name: the policy's name in plans and tables. learns: the tensors of the layer that learn, of "weight",
-        "gamma" and "beta". modulation: the shape of gamma and beta for a kernel (first, second, k, k) whose
-        axis of output channels is
-            `out`, or None when the policy has neither. gamma starts at 1, beta at 0, which leaves W as it is.
-        kernel: (W, gamma, beta) -> the effective kernel, shaped as W. bias: beta -> what is added to the
-        layer's output, one number a channel, or None. norm: for a layer that does not learn, whether its
-        batch normalisation uses the batch's statistics ("batch")
-            or the source's running statistics ("source").
+        name: the policy's name in plans and tables.
+        learns: the tensors of the layer that learn, of "weight", "gamma" and "beta".
+        modulation: the shapes of gamma and beta, either of which can be None, for a kernel (first, second, k,
+            k) whose axis of output channels is `out`; None when the policy has neither.
+        start: brings gamma and beta to where the effective kernel is W.
+        kernel: the effective kernel, shaped as W.
+        bias: what is added to the layer's output, one number a channel, or None.
+        fit: brings the effective kernel into [-bound, bound] by gamma and beta, and returns those of them
+            that are to be clamped for themselves; None when the weight is.
+        norm: for a layer that does not learn, whether its batch normalisation uses the batch's statistics
+            ("batch") or the source's running statistics ("source").
+        fresh: the layer starts from random numbers, not from the source.
     """
 
     name: str
     learns: tuple[str, ...]
-    modulation: Callable[[tuple[int, ...], int], tuple[int, ...]] | None = None
-    kernel: Callable[[Any, Any, Any], Any] = lambda weight, gamma, beta: weight
-    bias: Callable[[Any], Any] = lambda beta: None
+    modulation: Callable[[Shape, int], tuple[Shape | None, Shape | None]] | None = None
+    start: Callable[[Any], None] = lambda layer: None
+    kernel: Callable[[Any], Any] = lambda layer: layer.weight
+    bias: Callable[[Any], Any] = lambda layer: None
+    fit: Callable[[Any, float], list[Any]] | None = None
     norm: FrozenNorm = "batch"
+    fresh: bool = False
 
 
-def _per_slice(shape: tuple[int, ...], out: int) -> tuple[int, ...]:
-    return (shape[0], shape[1], 1, 1)
+def _per_slice(shape: Shape, out: int) -> tuple[Shape, Shape]:
+    return (*shape[:2], 1, 1), (*shape[:2], 1, 1)
 
 
-def _per_filter(shape: tuple[int, ...], out: int) -> tuple[int, ...]:
-    return tuple(size if axis == out else 1 for axis, size in enumerate(shape))
+def _per_filter(shape: Shape, out: int) -> tuple[Shape, Shape]:
+    one = tuple(size if axis == out else 1 for axis, size in enumerate(shape))
+    return one, one
+
+
+def _at_one_and_zero(layer: Any) -> None:
+    layer.gamma.fill_(1)
+    if layer.beta is not None:
+        layer.beta.zero_()
+
+
+def _shrink(layer: Any, bound: float, over: list[int]) -> Any:
+    """How much each part of the effective kernel has to shrink to fit, 1 where it does; NaN stays NaN."""
+    largest = layer.kernel().abs().amax(over, keepdim=True)
+    # A hair below the bound, so that rounding in the kernel cannot carry it over.
+    return (bound * (1 - 1e-6) / largest).where(largest > bound, largest.new_ones(largest.shape))
+
+
+def _fit_slices(layer: Any, bound: float) -> list[Any]:
+    factor = _shrink(layer, bound, [2, 3])
+    layer.gamma.mul_(factor)
+    layer.beta.mul_(factor)
+    return []
+
+
+def _fit_filters(layer: Any, bound: float) -> list[Any]:
+    layer.gamma.mul_(_shrink(layer, bound, [axis for axis in range(4) if axis != layer.out_axis]))
+    return [layer.beta]
+
+
+# Normalised AdaFM: gamma (W - mu) / sigma + beta, from gamma = sigma and beta = mu.
+
+
+def _moments(layer: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation of each slice of W; a slice whose numbers are all the same has 1."""
+    mu = layer.weight.mean((2, 3), keepdim=True)
+    sigma = (layer.weight - mu).square().mean((2, 3), keepdim=True).sqrt()
+    return mu, sigma.where(sigma > 0, sigma.new_ones(sigma.shape))
+
+
+def _start_normalised(layer: Any) -> None:
+    mu, sigma = _moments(layer)
+    layer.gamma.copy_(sigma)
+    layer.beta.copy_(mu)
+
+
+def _normalised(layer: Any) -> Any:
+    mu, sigma = _moments(layer)
+    # The same as gamma (W - mu) / sigma + beta, and W to the bit at the start.
+    return layer.weight + (layer.gamma / sigma - 1) * (layer.weight - mu) + (layer.beta - mu)
+
+
+# Singular values: W as a matrix (C_in k k, C_out) is U diag(s) V', and s is scaled.
+
+
+def _matrix(layer: Any) -> Any:
+    return layer.weight.movedim(layer.out_axis, -1).flatten(0, -2)
+
+
+def _rank(shape: Shape, out: int) -> tuple[Shape, None]:
+    rows = shape[1 - out] * shape[2] * shape[3]
+    return (min(rows, shape[out]),), None
+
+
+def _start_singular(layer: Any) -> None:
+    from torch.linalg import svd
+
+    U, s, V = svd(_matrix(layer), full_matrices=False)
+    layer.register_buffer("left", U * s, persistent=False)  # W has them, so no file needs to
+    layer.register_buffer("right", V, persistent=False)
+    layer.gamma.fill_(1)
+
+
+def _singular(layer: Any) -> Any:
+    change = (layer.left * (layer.gamma - 1)) @ layer.right  # nothing, to the bit, at the start
+    first, second, *window = layer.weight.shape
+    rows = (second if layer.out_axis == 0 else first, *window)
+    return layer.weight + change.unflatten(0, rows).movedim(-1, layer.out_axis)
+
+
+def _fit_whole(layer: Any, bound: float) -> list[Any]:
+    layer.gamma.mul_(_shrink(layer, bound, [0, 1, 2, 3]).flatten())
+    return []
+
+
+# Rank one: W (1 + v u'), v for each filter and u for each number of it; gamma is v and beta is u.
+
+
+def _outer(shape: Shape, out: int) -> tuple[Shape, Shape]:
+    v = tuple(size if axis == out else 1 for axis, size in enumerate(shape))
+    u = tuple(1 if axis == out else size for axis, size in enumerate(shape))
+    return v, u
+
+
+def _start_outer(layer: Any) -> None:
+    for tensor in (layer.gamma, layer.beta):
+        tensor.normal_(0, 1e-7)  # their product vanishes beside 1
+
+
+def _fit_outer(layer: Any, bound: float) -> list[Any]:
+    """Shrink v, filter by filter; a number of W that is at the bound leaves its filter no room to grow."""
+    change, room = layer.gamma * layer.beta, bound / layer.weight.abs()
+    most = (room - 1).clamp(min=0).where(change > 0, -room - 1)  # what the change may come to
+    beyond = layer.kernel().abs() > bound
+    factor = (most / change * (1 - 1e-6)).where(beyond, change.new_ones(change.shape))
+    layer.gamma.mul_(factor.amin([axis for axis in range(4) if axis != layer.out_axis], keepdim=True))
+    return []
 
 
 # FreezeD (Mo et al. 2020): the kernel stays as it is.
 FREEZE = Policy("freeze", learns=())
 # AdaFM (Zhao, Cong and Carin 2020): one gamma and one beta for each two-dimensional slice of the kernel.
 ADAFM = Policy(
-    "adafm", ("gamma", "beta"), _per_slice, kernel=lambda weight, gamma, beta: gamma * weight + beta
+    "adafm",
+    ("gamma", "beta"),
+    _per_slice,
+    _at_one_and_zero,
+    kernel=lambda layer: layer.gamma * layer.weight + layer.beta,
+    fit=_fit_slices,
+)
+# GAN memory (Cong et al. 2020): the same of the slice made to have mean 0 and standard deviation 1.
+NORMALISED_ADAFM = Policy(
+    "normalised_adafm", ("gamma", "beta"), _per_slice, _start_normalised, kernel=_normalised, fit=_fit_slices
 )
 # Filter selection (Noguchi and Harada 2019): one gamma for each output filter, beta added to its output.
 FILTER_SELECTION = Policy(
     "filter_selection",
     ("gamma", "beta"),
     _per_filter,
-    kernel=lambda weight, gamma, beta: gamma * weight,
-    bias=lambda beta: beta.flatten(),
+    _at_one_and_zero,
+    kernel=lambda layer: layer.gamma * layer.weight,
+    bias=lambda layer: layer.beta.flatten(),
+    fit=_fit_filters,
+)
+# FSGAN (Robb et al. 2020): the singular values of the kernel as a matrix are scaled.
+SINGULAR_VALUES = Policy(
+    "singular_values", ("gamma",), _rank, _start_singular, kernel=_singular, fit=_fit_whole
+)
+# AdAM's kernel modulation (Zhao et al. 2022): each number of the kernel times 1 + v u'.
+RANK_ONE = Policy(
+    "rank_one",
+    ("gamma", "beta"),
+    _outer,
+    _start_outer,
+    kernel=lambda layer: layer.weight * (1 + layer.gamma * layer.beta),
+    fit=_fit_outer,
 )
 # TransferGAN (Wang et al. 2018): the kernel itself learns.
 FINETUNE = Policy("finetune", ("weight",))
+# The kernel learns from random numbers, as if there were no source.
+REINITIALISE = Policy("reinitialise", ("weight",), fresh=True)
 
-RESCALE = {policy.name: policy for policy in (ADAFM, FILTER_SELECTION)}
-Rescale = Literal["adafm", "filter_selection"]
+_MODULATED = (ADAFM, NORMALISED_ADAFM, FILTER_SELECTION, SINGULAR_VALUES, RANK_ONE)
+RESCALE = {policy.name: policy for policy in _MODULATED}
+Rescale = Literal["adafm", "normalised_adafm", "filter_selection", "singular_values", "rank_one"]
+POLICIES = {policy.name: policy for policy in (FREEZE, *_MODULATED, FINETUNE, REINITIALISE)}
 
 FROM_SCRATCH = (FINETUNE,) * LAYERS
 
@@ -108,6 +251,52 @@ class Split(namedtuple("Split", ("freeze", "rescale", "finetune"))):
 
     def __str__(self) -> str:
         return f"({', '.join(map(str, self))})"
+
+
+class Layers(tuple):
+    """A policy for each of the five layers, by name, counted from the input of either network.
+
+    Raises:
+        UserError: when they are not five names of POLICIES.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *names: str) -> Layers:
+        if len(names) != LAYERS or any(name not in POLICIES for name in names):
+            raise UserError(
+                f"{','.join(map(str, names))!r} does not name a policy for each of the {LAYERS} layers: give"
+                f" {LAYERS} of {', '.join(POLICIES)}, for example freeze,adafm,adafm,finetune,finetune"
+            )
+        return super().__new__(cls, names)
+
+    def __getnewargs__(self) -> tuple[str, ...]:
+        return tuple(self)
+
+    def generator(self, rescale: Rescale = "adafm", frozen_norm: FrozenNorm = "batch") -> tuple[Policy, ...]:
+        """The policies of G's layers 1 to 5, latent side first; rescale has no part in them."""
+        return tuple(replace(POLICIES[name], norm=frozen_norm) for name in self)
+
+    discriminator = generator
+
+    @property
+    def digits(self) -> str:
+        """The policies' first letters, for the names of folders, with t for fine-tuning."""
+        return "".join("t" if name == "finetune" else name[0] for name in self)
+
+    def __str__(self) -> str:
+        return f"({', '.join(self)})"
+
+
+Plan = Split | Layers
+
+
+def plan(*words: object) -> Plan:
+    """Three numbers as a split, or five names, with commas or without, as layers."""
+    names = [name for word in words for name in str(word).split(",")]
+    if len(names) > len(words) or any(name in POLICIES for name in names):
+        return Layers(*(name.strip() for name in names))
+    return Split(*words)
 
 
 def _whole(count: object) -> int | None:

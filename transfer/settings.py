@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from transfer import UserError
-from transfer.plan import Split
+from transfer.plan import Layers, Plan, Split, plan
 from transfer.signals import Stop
 
 S = TypeVar("S")
@@ -37,17 +37,17 @@ def command_line(settings: type[S], default: S | None = None) -> S:
 
 
 def _split_rule(info: Any) -> Any:
-    """How tyro reads a Split: any number of words, so that Split itself says what is wrong with them."""
+    """How tyro reads a plan: any number of words, so that the plan itself says what is wrong with them."""
     import tyro
 
-    if info.type is not Split:
+    if info.type != Plan:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
-        metavar="I J K",
-        instance_from_str=lambda words: Split(*words),
-        is_instance=lambda value: isinstance(value, Split),
-        str_from_instance=lambda split: [str(count) for count in split],
+        metavar="I J K|NAMES",
+        instance_from_str=lambda words: plan(*words),
+        is_instance=lambda value: isinstance(value, Split | Layers),
+        str_from_instance=lambda split: [str(each) for each in split],
     )
 
 

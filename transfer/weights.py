@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from transfer import UserError, checkpoints
-from transfer.layers import Conv, ConvUp
+from transfer.layers import Conv, ConvUp, Norm
+from transfer.plan import FROM_SCRATCH, Policy, plan
 
 # ----------------------------------------------------------------------------------------------------------
 # What a step does to weights.
@@ -28,37 +29,27 @@ def learning(network: nn.Module) -> list[nn.Parameter]:
 def clip_(critic: nn.Module, bound: float) -> None:
     """Bring what the critic computes with into [-bound, bound] (Arjovsky et al. 2017, algorithm 1, line 7).
 
-    Tensors that learn and stand for themselves are clamped. Where a kernel is modulated, gamma and beta are
-    scaled down together, slice by slice (AdaFM) or filter by filter (filter selection), just enough for the
-    effective kernel to fit: gamma W + beta is linear in them, so the kernel keeps its direction, and at the
-    identity nothing changes. NaN stays NaN.
+    Tensors that learn and stand for themselves are clamped. Where a kernel is modulated, what modulates it is
+    scaled down, slice by slice (AdaFM), filter by filter (filter selection, rank one) or as a whole (singular
+    values), just enough for the effective kernel to fit: where that is linear in them it keeps its direction,
+    and at the identity nothing changes. NaN stays NaN.
     """
     clamped = []
     for module in critic.modules():
-        modulated = isinstance(module, Conv | ConvUp) and module.gamma is not None
-        if not modulated:
-            clamped += [
-                parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad
-            ]
-            continue
-        over = [axis for axis, size in enumerate(module.gamma.shape) if size == 1]
-        largest = module.kernel().abs().amax(over, keepdim=True)
-        # A hair below the bound, so that rounding in gamma W + beta cannot carry the kernel over it.
-        factor = (bound * (1 - 1e-6) / largest).where(largest > bound, torch.ones_like(largest))
-        module.gamma.mul_(factor)
-        if module.policy.bias(module.beta) is None:
-            module.beta.mul_(factor)
+        if isinstance(module, Conv | ConvUp) and module.policy.fit is not None:
+            clamped += module.policy.fit(module, bound)
         else:
-            clamped.append(module.beta)
+            clamped += [each for each in module.parameters(recurse=False) if each.requires_grad]
     if clamped:
         torch._foreach_clamp_min_(clamped, -bound)
         torch._foreach_clamp_max_(clamped, bound)
 
 
 def largest_kernel_value(critic: nn.Module) -> float:
-    """The largest absolute value in any effective kernel of the critic."""
+    """The largest absolute value in any effective kernel of the critic that is the source's."""
     with torch.no_grad():
-        return max(float(m.kernel().abs().max()) for m in critic.modules() if isinstance(m, Conv | ConvUp))
+        layers = [m for m in critic.modules() if isinstance(m, Conv | ConvUp) and not m.policy.fresh]
+        return max((float(layer.kernel().abs().max()) for layer in layers), default=0.0)
 
 
 class Average:
@@ -120,6 +111,7 @@ class Source:
     discriminator: dict[str, Tensor]
     latent: int
     width: int
+    policies: tuple[Policy, ...] = FROM_SCRATCH  # of the generator's layers, when it has been transferred
 
     @classmethod
     def read(cls, path: Path) -> Source:
@@ -145,31 +137,45 @@ class Source:
             raise UserError(
                 f"{path} holds other networks than this project's: train one with wgan_64.py"
             ) from None
-        return cls(networks["ema"], networks["D"], latent, eight_widths // 8)
+        return cls(
+            networks["ema"], networks["D"], latent, eight_widths // 8, _policies(networks.get("settings", {}))
+        )
 
 
-def _read_shared(path: Path) -> dict[str, dict[str, Tensor]]:
-    from safetensors import SafetensorError
+def _policies(settings: dict[str, Any]) -> tuple[Policy, ...]:
+    """The policies that a run's settings gave the generator; fine-tuned throughout in pre-training."""
+    if "G" not in settings:
+        return FROM_SCRATCH
+    return plan(*settings["G"]).generator(settings.get("rescale", "adafm"))
+
+
+def _read_shared(path: Path) -> dict[str, dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            card = json.loads((file.metadata() or {}).get("card", "{}"))
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: give a .safetensors file, a checkpoint or a run's folder"
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no whole safetensors file ({error}): fetch it again") from None
-    networks: dict[str, dict[str, Tensor]] = {name: {} for name in NETWORKS}
+    networks: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
+    networks["settings"] = card.get("settings", {})
     for key, tensor in tensors.items():
         name, _, rest = key.partition(".")
-        if name in networks:
+        if name in NETWORKS:
             networks[name][rest] = tensor.float() if tensor.is_floating_point() else tensor
     return networks
 
 
 def carry(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    """Load pre-trained tensors into a network under a plan, whose gamma and beta stay at the identity.
+    """Load pre-trained tensors into a network under a plan, and start what modulates them at the identity.
+
+    Layers whose policy is fresh keep their random numbers.
 
     Raises:
         UserError: when the tensors are not this network's; name is "G" or "D".
@@ -183,7 +189,16 @@ def carry(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
             f"the source's {name} does not fit this script's: {wrong[0]} is missing, new or of another shape"
             f" ({len(wrong)} such tensors); give a source trained by wgan_64.py"
         )
-    network.load_state_dict(tensors, strict=False)
+    fresh = [f"{key}." for key, module in network.named_modules() if _fresh(module)]
+    wanted = {key: tensor for key, tensor in tensors.items() if not key.startswith(tuple(fresh))}
+    network.load_state_dict(wanted, strict=False)
+    for layer in network.modules():
+        if isinstance(layer, Conv | ConvUp):
+            layer.start()
+
+
+def _fresh(module: nn.Module) -> bool:
+    return isinstance(module, Conv | ConvUp | Norm) and module.policy.fresh
 
 
 def check_clip(critic: nn.Module, bound: float) -> None:
