@@ -187,7 +187,7 @@ def test_the_clip_lets_nan_through_to_be_found(networks, rescale):
 
 def test_any_policy_for_any_layer_and_fresh_ones_start_anew(networks):
     names = ("reinitialise", "adafm", "singular_values", "freeze", "rank_one")
-    plan = Layers(*names)
+    plan = Layers(names)
     torch.manual_seed(5)
     G = wgan_64_transferlearning.Generator(LATENT, WIDTH, plan.generator())
     drawn = {key: value.clone() for key, value in G.state_dict().items()}

@@ -51,7 +51,7 @@ def test_the_critic_is_frozen_on_the_image_side_and_the_generator_too():
 def test_the_long_form_names_a_policy_for_each_layer():
     words = "freeze,adafm,singular_values,rank_one,finetune"
     layers = plan(words)
-    assert layers == plan(*words.split(",")) == Layers(*words.split(","))
+    assert layers == plan(*words.split(",")) == Layers(words.split(","))
     assert [policy.name for policy in layers.generator()] == words.split(",")
     assert [policy.name for policy in layers.discriminator(frozen_norm="source")] == words.split(",")
     assert layers.discriminator(frozen_norm="source")[0].norm == "source"

@@ -15,13 +15,15 @@ from PIL import Image
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
+from fid.generator import draw
 from tests.conftest import LATENT, WIDTH
 from tests.test_plan import ROOT
 from tests.test_twins import SCRIPTS, TRANSFERS
 from transfer import UserError, record, weights
 from transfer.checkpoints import Checkpoints
-from transfer.plan import Split
+from transfer.plan import Split, plan
 from transfer.record import animate
+from transfer.weights import Source
 
 NAMES = [script.removesuffix(".py") for script in SCRIPTS]
 TINY = {
@@ -129,6 +131,33 @@ def test_going_on_with_other_settings_is_refused(faces, source, tmp_path):
     run = script.main(settings)
     with pytest.raises(UserError, match=r"other settings \(G \[1, 2, 2\]\)"):
         script.main(replace(settings, resume=run, iterations=2, G=Split(2, 1, 2)))
+
+
+def test_a_policy_for_each_layer_from_training_to_drawing(faces, source, tmp_path):
+    names = "finetune,singular_values,normalised_adafm,rank_one,reinitialise"
+    script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, G=plan(names))
+    run = script.main(replace(settings, D=plan("freeze,rank_one,singular_values,filter_selection,finetune")))
+    assert run.name == "0001-wgan_64_transferlearning-Gtsnrr-Dfrsft"
+    assert (
+        script.main(
+            replace(
+                settings,
+                D=plan(*json.loads((run / "settings.json").read_text())["settings"]["D"]),
+                resume=run,
+                iterations=3,
+            )
+        )
+        == run
+    )
+    with Image.open(run / "samples" / "000003.png") as grid:
+        expected = (
+            torch.from_numpy(np.asarray(grid))
+            .view(8, 64, 8, 64, 3)
+            .permute(0, 2, 4, 1, 3)
+            .reshape(64, 3, 64, 64)
+        )
+    drawn = draw(Source.read(run), 64, settings.seed, torch.device("cpu"))
+    assert (drawn.int() - expected.int()).abs().max() <= 1, "the file alone says which policies these are"
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(faces, source, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -262,16 +262,14 @@ class Layers(tuple):
 
     __slots__ = ()
 
-    def __new__(cls, *names: str) -> Layers:
+    def __new__(cls, names: Iterable[str]) -> Layers:
+        names = tuple(names)
         if len(names) != LAYERS or any(name not in POLICIES for name in names):
             raise UserError(
                 f"{','.join(map(str, names))!r} does not name a policy for each of the {LAYERS} layers: give"
                 f" {LAYERS} of {', '.join(POLICIES)}, for example freeze,adafm,adafm,finetune,finetune"
             )
         return super().__new__(cls, names)
-
-    def __getnewargs__(self) -> tuple[str, ...]:
-        return tuple(self)
 
     def generator(self, rescale: Rescale = "adafm", frozen_norm: FrozenNorm = "batch") -> tuple[Policy, ...]:
         """The policies of G's layers 1 to 5, latent side first; rescale has no part in them."""
@@ -295,7 +293,7 @@ def plan(*words: object) -> Plan:
     """Three numbers as a split, or five names, with commas or without, as layers."""
     names = [name for word in words for name in str(word).split(",")]
     if len(names) > len(words) or any(name in POLICIES for name in names):
-        return Layers(*(name.strip() for name in names))
+        return Layers(name.strip() for name in names)
     return Split(*words)
 
 
