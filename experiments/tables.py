@@ -206,7 +206,9 @@ def commit() -> str:
         head = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         )
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "*.py"], capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + "+" * bool(changed.stdout.strip())

@@ -281,6 +281,19 @@ def test_scores_through_kept_features_are_the_scores(faces, augment, depth):
     assert both[0].std() > 0
 
 
+def test_kept_features_go_on_in_the_critics_own_precision(monkeypatch, faces):
+    matrix_instructions(monkeypatch, True)
+    D, images = frozen_critic(3, widths=8), Images.load(faces)
+    exact = D(images.all()).detach()
+    tune(D, iterations=1)
+    both = []
+    for fast in (True, False):
+        torch.manual_seed(3)
+        both.append(Reals(D, images, Augment("none"), fast).scores(8))
+    assert torch.allclose(*both, rtol=1e-5, atol=1e-7) and both[0].dtype == torch.float32
+    assert not torch.allclose(D(images.all()), exact, rtol=1e-5, atol=1e-7), "bf16 would show"
+
+
 def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch, faces):
     monkeypatch.setattr(engine, "KEPT", 1000)
     assert Reals(frozen_critic(2), Images.load(faces), Augment("none")).features is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,10 +70,10 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     if fast and matrix:
         how = "bf16"
         for network in networks:
+            network.hasten = partial(_bf16, device=device.type, compiled=compiled)
             for name in ("forward", "gradient"):
                 if hasattr(network, name):
-                    function = _bf16(getattr(network, name), device.type)
-                    setattr(network, name, torch.compile(function, dynamic=False) if compiled else function)
+                    setattr(network, name, network.hasten(getattr(network, name)))
     for module in (module for network in networks for module in network.modules()):
         if isinstance(module, Conv | ConvUp):
             module.few_products = few_products and module.stride == 2
@@ -87,7 +88,7 @@ def _bf16_on(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _bf16(function: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+def _bf16(function: Callable[..., Tensor], device: str, compiled: bool = False) -> Callable[..., Tensor]:
     """function with bf16 products; only the forward pass is under autocast, backward passes follow it."""
 
     def fast(*inputs: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def _bf16(function: Callable[..., Tensor], device: str) -> Callable[..., Tensor]
             output = function(*inputs)
         return output.float()
 
-    return fast
+    return torch.compile(fast, dynamic=False) if compiled else fast
 
 
 def _compiles() -> bool:
@@ -141,6 +142,8 @@ class Reals:
         if not layers:
             return
         below, above = split(self.D, layers)
+        if hasattr(self.D, "hasten"):  # they are to compute as D does
+            below, above = self.D.hasten(below, compiled=False), self.D.hasten(above)
         outcomes = 1 if self.augment.name == "none" else 2
         one = below(self.images.all(slice(0, 1)))
         if outcomes * len(self.images) * one.numel() * one.element_size() > KEPT:
