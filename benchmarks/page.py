@@ -65,7 +65,7 @@ def measured() -> str:
     )  # fmt: skip
     text += "## Whole short runs\n\n`python -m benchmarks.runs train_images/target_domain`\n\n" + where(runs)
     text += table(
-        ("script", "Frechet distance, textbook", "here", "how"),
+        ("script", "Frechet distance, textbook: mean ± deviation of the seeds", "here", "how"),
         [
             (
                 f"`{x['script']}.py`", f"{x['textbook_mean']:.1f} ± {x['textbook_std']:.1f}",

@@ -83,14 +83,20 @@ class Doubles(Images):
 
 def gate(name: str, images: Images, width: int, batch: int) -> dict[str, float]:
     """Refuse to go on unless the script's iteration is the textbook's; returns how far they are apart."""
-    torch.set_default_dtype(torch.float64)
     doubles = Doubles(images.pixels, images.names, {}, "")
-    found = {"apart_float64": apart(name, doubles, min(width, 32), 2)}
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = {"apart_float64": apart(name, doubles, min(width, 32), 2)}
+    finally:
+        torch.set_default_dtype(torch.float32)
     found["apart"] = apart(name, images, width, batch)
     for key, bound in GATE.items():
         if not found[key] < bound:
-            raise SystemExit(f"{name}: gradients are {found[key]:.1e} {key}, beyond {bound:.0e}; not timed")
+            dtype = "float64" if key == "apart_float64" else "float32"
+            raise SystemExit(
+                f"{name} was not timed: its gradients and the textbook's are {found[key]:.1e} apart in"
+                f" {dtype}, and {bound:.0e} is allowed"
+            )
     return found
 
 

@@ -7,7 +7,31 @@ A plan that several tables share runs once. What is interrupted goes on where it
 the source domain, has its own command.
 """
 
-from experiments.tables import every, main
+from experiments import (
+    figures_23_24,
+    from_scratch,
+    frozen_norm,
+    learning_rate,
+    table_1,
+    table_2,
+    table_7,
+    table_11,
+)
+from experiments.tables import main
+
+TABLES = tuple(
+    module.TABLE
+    for module in (
+        table_1,
+        table_2,
+        figures_23_24,
+        table_7,
+        table_11,
+        from_scratch,
+        frozen_norm,
+        learning_rate,
+    )
+)
 
 if __name__ == "__main__":
-    main(*(table for table in every() if not table.pretraining))
+    main(*(table for table in TABLES if not table.pretraining))

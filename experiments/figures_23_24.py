@@ -3,8 +3,8 @@
     python -m experiments.figures_23_24 --images TARGET_96 --reference HELD_OUT
 
 The dissertation finds that with four layers frozen the samples stay close to the source domain, and that with
-three they are closer to the target; it gives no scores for these. A run of 2,000 iterations takes about an
-hour on two AVX2 cores.
+three they are closer to the target; it gives no scores for these. At the speed of docs/performance.md 2,000
+iterations would take 100 minutes at most on two AVX2 cores.
 """
 
 from experiments.tables import Row, Table, main

@@ -13,8 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from experiments import scale
-from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table, every, lines
+from experiments import lines, scale
+from experiments.all import TABLES
+from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table
+from transfer import record
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
 BUDGET = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
@@ -23,9 +25,7 @@ Lines = list[dict[str, Any]]
 
 def of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
-    from transfer.record import plain
-
-    fields = plain(importlib.import_module(row.script).Settings(**row.settings))
+    fields = record.plain(importlib.import_module(row.script).Settings(**row.settings))
     wanted = {key: value for key, value in fields.items() if key not in IGNORED | BUDGET}
     return [
         line
@@ -34,14 +34,25 @@ def of(row: Row, found: Lines) -> Lines:
     ]
 
 
-def groups(table: Table, found: Lines) -> dict[tuple, dict[Row, Lines]]:
-    """The lines of a table, by what was spent: only runs of equal budgets stand in one table."""
+def groups(table: Table, found: Lines) -> dict[tuple, dict[str, Lines]]:
+    """The lines of a table by what was spent, and by row: only runs of equal budgets stand in one table.
+
+    A budget is (iterations, images, held-out images, extractor, source). What has no source, because it was
+    trained from scratch, stands beside each of them.
+    """
+    plans = [(row, line, spent(line)) for row in table.rows for line in of(row, found)]
     by_budget: dict[tuple, dict[str, Lines]] = defaultdict(dict)
-    for row in table.rows:
-        for line in of(row, found):
-            key = tuple(line["settings"].get(k) for k in ("iterations", "images", "reference", "extractor"))
-            by_budget[key].setdefault(row.name, []).append(line)
+    for row, line, budget in plans:
+        beside = [other for *_, other in plans if other[-1] and other[:-1] == budget[:-1]]
+        for home in dict.fromkeys(beside if budget[-1] is None and beside else [budget]):
+            by_budget[home].setdefault(row.name, []).append(line)
     return dict(by_budget)
+
+
+def spent(line: dict[str, Any]) -> tuple:
+    """A run's budget."""
+    keys = ("iterations", "images", "reference", "extractor", "source")
+    return tuple(line["settings"].get(key) for key in keys)
 
 
 def last(line: dict[str, Any]) -> dict[str, Any]:
@@ -51,8 +62,8 @@ def last(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def merit(scores: dict[str, Any]) -> float:
-    """KID x 1000, against held-out images where there are any: less is better."""
-    return 1000 * (scores.get("heldout") or scores)["kid"]
+    """KID x 1000, by which a run chooses its best checkpoint too: less is better."""
+    return 1000 * record.merit(scores)
 
 
 def mean(numbers: list[float], digits: int = 1) -> str:
@@ -86,7 +97,7 @@ def cells(row: Row, runs: Lines) -> tuple[str, ...]:
 
 
 def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
-    """What the runs say of the dissertation's order, in sentences."""
+    """What the runs of each row, by its name, say of the dissertation's order, in sentences."""
     ends = {row.name: statistics.mean(merit(run["scores"][-1]) for run in runs[row.name]) for row in rows}
     ours = sorted(ends, key=ends.__getitem__)
     text = [f"By KID at the end, best first: {'; '.join(ours)}."]
@@ -98,14 +109,9 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
             f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}"
             f"{'' if same or ours[0] != theirs[0] else ', with the same best'}."
         )
-    early = [
-        row.name
-        for row in rows
-        for run in runs[row.name]
-        if min(run["scores"], key=merit)["step"] < run["scores"][-1]["step"]
-    ]
-    total = sum(map(len, runs.values()))
-    text.append(f"{len(early)} of {total} runs had a better score before their end.")
+    best = [(min(run["scores"], key=merit), run["scores"][-1]) for row in rows for run in runs[row.name]]
+    early = sum(scores["step"] < end["step"] for scores, end in best)
+    text.append(f"{early} of {len(best)} runs had a better score before their end.")
     if min(map(len, runs.values())) < 2:
         text.append("With one seed a difference cannot be told from chance.")
     return text
@@ -113,10 +119,10 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
 
 def sections() -> list[dict[str, Any]]:
     """What the page and the report show: a table of each budget for each of the dissertation's."""
-    found, result = lines(), []
-    for table in every():
+    found, result = lines.read("run"), []
+    for table in TABLES:
         parts = []
-        for (iterations, images, reference, *_), runs in groups(table, found).items():
+        for (iterations, images, reference, *_, source), runs in groups(table, found).items():
             rows = [row for row in table.rows if row.name in runs]
             first = runs[rows[0].name][0]
             counts = first["scores"][-1]
@@ -127,12 +133,12 @@ def sections() -> list[dict[str, Any]]:
             )
             about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images"
             machines = {run["hardware"] for each in runs.values() for run in each}
-            sources = {run["settings"].get("source") for each in runs.values() for run in each} - {None}
             parts.append(
                 {
                     "title": f"{iterations:,} iterations",
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
-                    f" {'; '.join(sorted(sources))} on {'; '.join(sorted(machines))}.",
+                    f" {f'from {source}' if source else 'from scratch'}, on {'; '.join(sorted(machines))};"
+                    " ± is the standard deviation over the seeds.",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name]) for row in rows],
                     "verdict": verdict(rows, runs),
@@ -157,9 +163,8 @@ def page() -> str:
         if not section["parts"]:
             text += f"Not run yet: `python -m experiments.{table.key}`.\n\n"
         for part in section["parts"]:
-            body = [part["head"], ("---",) * len(part["head"]), *part["rows"]]
             text += f"### {part['title']}\n\n{part['about']}\n\n"
-            text += "\n".join(f"| {' | '.join(cells)} |" for cells in body) + "\n\n"
+            text += lines.markdown(part["head"], part["rows"]) + "\n"
             text += " ".join(part["verdict"]) + "\n\n"
             if part["absent"]:
                 text += f"Not run yet: {'; '.join(part['absent'])}.\n\n"
@@ -169,7 +174,7 @@ def page() -> str:
 def going_on() -> str:
     """What experiments.resume has measured, in words."""
     text = ""
-    for line in (line for line in scale.lines() if line["table"] == "resume"):
+    for line in lines.read("resume"):
         outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
         text += (
             f"- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import report
-from experiments.scale import RESULTS
+from experiments import lines, report
 from transfer.settings import command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
@@ -115,8 +114,7 @@ def main(settings: Settings) -> None:
         "hardware": hardware(a["random"]["cpu"].device),
         "versions": versions(),
     }
-    with open(RESULTS, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    lines.append(line)
     report.write()
     print(json.dumps(line, indent=2))
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import lines
 from transfer.settings import Extractor, command_line, user_errors
 
-RESULTS = Path(__file__).with_name("results.jsonl")
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
 CEILING = 3000  # source faces that are scored as if they had been generated
 
@@ -88,7 +88,7 @@ def main(settings: Settings) -> None:
     from transfer.record import hardware, versions
 
     extractor = fid.load(settings.extractor)
-    done = {(line["row"], line["extractor"]) for line in lines()}
+    done = {(line["row"], line["extractor"]) for line in lines.read("scale")}
     for name, images in rows(settings).items():
         if (name, extractor.name) in done:
             continue
@@ -96,15 +96,9 @@ def main(settings: Settings) -> None:
         scores = fid.score(*images(), extractor=extractor, size=64, seed=settings.seed)
         line = {"table": "scale", "row": name, **scores.as_dict(), "hardware": hardware(extractor.device)}
         line |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
-        with open(RESULTS, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        lines.append(line)
         report.write()
         print(f"{name}: {scores}")
-
-
-def lines() -> list[dict]:
-    """What has been measured."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def section() -> str:
@@ -121,13 +115,13 @@ def section() -> str:
         "coverage",
         "near copies",
     )
-    table = [head, ("---",) * len(head)]
-    found = [line for line in lines() if line["table"] == "scale"]
+    table = []
+    found = lines.read("scale")
     for line in found:
         table.append(cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies")))
         if line["heldout"]:
             table.append(cells("... against held-out images", line["n_generated"], line["heldout"], None))
-    text = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    text = lines.markdown(head, table)
     extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
     machines = sorted({line["hardware"] for line in found})
     return (

@@ -3,8 +3,9 @@
     python -m experiments.table_1 --images FACES --reference UNSEEN_FACES
 
 The dissertation shows samples without scores, finds WGAN's better, and says that another network might turn
-it. Its WGAN-GP had the batch-normalised critic that the paper rules out, so both critics are here. On two
-AVX2 cores 8,000 iterations take about five hours for WGAN and nine for WGAN-GP.
+it. Its WGAN-GP had the batch-normalised critic that the paper rules out, so both critics are here. At the
+speeds of docs/performance.md 8,000 iterations would take 7 hours for WGAN and 11 for WGAN-GP on two AVX2
+cores.
 """
 
 from experiments.tables import Row, Table, main

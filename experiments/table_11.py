@@ -3,8 +3,8 @@
     python -m experiments.table_11 --images TARGET_96 --reference HELD_OUT
 
 The dissertation's FIDs after up to 20,000 iterations are 209 for fine-tuning, 225 for freezing three layers,
-236 for scale and shift everywhere and 195 for D(1,2,2) G(1,2,2). A run of 2,000 iterations takes about 80
-minutes on two AVX2 cores.
+236 for scale and shift everywhere and 195 for D(1,2,2) G(1,2,2). At the speed of docs/performance.md
+2,000 iterations would take 100 minutes on two AVX2 cores.
 """
 
 from experiments.tables import Row, Table, main

@@ -3,7 +3,7 @@
     python -m experiments.table_7 --images TARGET_96 --reference HELD_OUT
 
 The dissertation's FIDs after up to 20,000 iterations are 220, 195, 204 and 223: D(1,2,2) G(1,2,2) is the
-best. A run of 2,000 iterations takes about 80 minutes on two AVX2 cores.
+best. At the speed of docs/performance.md 2,000 iterations would take 100 minutes on two AVX2 cores.
 """
 
 from experiments.tables import Row, Table, main

@@ -6,26 +6,18 @@ import hashlib
 import importlib
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments import lines
 from transfer.settings import Extractor, command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).with_name("results.jsonl")
 PICTURES = ROOT / "docs" / "pictures" / "runs"
-TABLES = (
-    "table_1",
-    "table_2",
-    "figures_23_24",
-    "table_7",
-    "table_11",
-    "from_scratch",
-    "frozen_norm",
-    "learning_rate",
-)
+# Settings that make no difference to what a run comes to.
+IGNORED = {"out", "resume", "dry_run", "device", "log_every", "save_every", "sample_every", "score_every"}
 SECONDS = 2.5  # an iteration's, where none of the same script has been measured
 
 
@@ -73,12 +65,6 @@ PRETRAINING = Budget(
 )
 
 
-def lines() -> list[dict]:
-    """The runs that have been made."""
-    texts = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return [line for line in map(json.loads, texts) if line["table"] == "run"]
-
-
 def settings_of(row: Row, seed: int, budget: Budget) -> Any:
     """The script's settings for a row."""
     script = importlib.import_module(row.script)
@@ -96,23 +82,25 @@ def settings_of(row: Row, seed: int, budget: Budget) -> Any:
     )
 
 
-IGNORED = {"out", "resume", "dry_run", "device", "log_every", "save_every", "sample_every", "score_every"}
+def described(settings: Any) -> dict[str, Any]:
+    """What of a run's settings makes it that run; images, held-out images and source by their version."""
+    from transfer.record import plain
+
+    kept = {key: value for key, value in plain(settings).items() if key not in IGNORED}
+    for key in ("images", "reference", "source"):
+        if getattr(settings, key, None) is not None:
+            kept[key] = version(getattr(settings, key))
+    return kept
 
 
 def identity(row: Row, seed: int, budget: Budget) -> str:
     """A run's name: equal for equal plans, whichever table they are in, and for no others."""
-    from transfer.record import plain
-
-    settings = {k: v for k, v in plain(settings_of(row, seed, budget)).items() if k not in IGNORED}
-    for key in ("images", "reference", "source"):
-        if settings.get(key) not in (None, "None"):
-            settings[key] = version(Path(settings[key]))
-    text = json.dumps([row.script, settings], sort_keys=True)
+    text = json.dumps([row.script, described(settings_of(row, seed, budget))], sort_keys=True)
     return f"{row.script}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def version(path: Path) -> str:
-    """Which images or model: the name, and of a shared model what its card says of its training."""
+    """Which images or model: the file's or folder's name, and a shared model's iterations from its card."""
     from experiments.scale import named
 
     return named(path) if path.suffix == ".safetensors" and path.exists() else path.name
@@ -120,7 +108,7 @@ def version(path: Path) -> str:
 
 def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
     """The runs that no line tells of, by their name."""
-    made = {line["run"] for line in lines()}
+    made = {line["run"] for line in lines.read("run")}
     wanted = {
         identity(row, seed, budget): (row, seed)
         for seed in range(budget.seeds)  # every plan once before any plan again
@@ -132,7 +120,7 @@ def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int
 
 def seconds(rows: Sequence[Row], budget: Budget) -> float:
     """How long the runs would take, from what the same scripts took before."""
-    took = {line["script"]: line["seconds"] / line["iterations"] for line in lines()}
+    took = {line["script"]: line["seconds"] / line["iterations"] for line in lines.read("run")}
     return sum(took.get(row.script, SECONDS) * budget.iterations for row in rows)
 
 
@@ -148,8 +136,9 @@ def make(tables: Sequence[Table], budget: Budget) -> None:
 
 
 def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
+    from transfer.__main__ import seconds as trained
     from transfer.checkpoints import Checkpoints
-    from transfer.record import LATEST, plain, versions
+    from transfer.record import LATEST, versions
 
     out = budget.out / name
     settings = replace(settings_of(row, seed, budget), out=out)
@@ -158,31 +147,23 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     folder = importlib.import_module(row.script).main(settings)
     description = json.loads((folder / "settings.json").read_text())
     log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
-    rates = [line["images_per_second"] for line in log if "images_per_second" in line]
-    images = settings.iterations * settings.batch_size * settings.critic_steps
     line = {
         "table": "run",
         "run": name,
         "script": row.script,
         "seed": seed,
         "iterations": settings.iterations,
-        "settings": {k: v for k, v in plain(settings).items() if k not in IGNORED},
+        "settings": described(settings),
         "images": {**description["images"], "name": budget.images.name},
         "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
         "losses": log[-1],
-        "seconds": round(images / (sum(rates) / len(rates)), 1),
+        "seconds": round(trained(folder, settings.iterations), 1),
         "hardware": description["hardware"],
         "versions": versions(),
         "commit": commit(),
     }
-    line["settings"] |= {
-        key: version(Path(value))
-        for key, value in line["settings"].items()
-        if key in ("images", "reference", "source") and value not in (None, "None")
-    }
     picture(folder, PICTURES / f"{name}.webp")
-    with open(RESULTS, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    lines.append(line)
 
 
 def picture(folder: Path, file: Path, columns: int = 16) -> None:
@@ -224,9 +205,3 @@ def main(*tables: Table) -> None:
         make(tables, budget)
         if not budget.dry_run:
             report.write()
-
-
-def every() -> Iterator[Table]:
-    """All tables, in the dissertation's order."""
-    for name in TABLES:
-        yield importlib.import_module(f"experiments.{name}").TABLE

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transfer import UserError
 from transfer.images import to_uint8
 from transfer.layers import ConvUp, Norm
+from transfer.plan import LAYERS
 from transfer.weights import Source
 
 MARKER = ".generated"  # a JSON list of the files that were written here, which alone may be cleared away
@@ -31,24 +32,21 @@ def draw(source: Source, count: int, seed: int, device: torch.device, batch: int
 
 def network(source: Source) -> nn.Sequential:
     """The averaged generator, z (N, latent) -> images (N, 3, 64, 64) in [-1, 1], in eval mode."""
+
+    def own(name: str, layer: nn.Module) -> dict[str, Tensor]:
+        return {key: source.generator[f"{name}.{key}"] for key in layer.state_dict()}
+
     parts: list[nn.Module] = [nn.Unflatten(1, (source.latent, 1, 1))]
     for index, policy in enumerate(source.policies, start=1):
-        weight, *modulation = (
-            source.generator.get(f"conv{index}.{key}") for key in ("weight", "gamma", "beta")
-        )
-        conv = ConvUp(*weight.shape[:3], *((1, 0) if index == 1 else (2, 1)), policy)
-        conv.load_state_dict({"weight": weight}, strict=False)
-        conv.start()  # from this weight; what follows may have moved since
-        found = {
-            key: tensor
-            for key, tensor in zip(("gamma", "beta"), modulation, strict=True)
-            if tensor is not None
-        }
-        conv.load_state_dict({"weight": weight, **found})
+        shape = source.generator[f"conv{index}.weight"].shape
+        conv = ConvUp(*shape[:3], *((1, 0) if index == 1 else (2, 1)), policy)
+        conv.load_state_dict(own(f"conv{index}", conv))
+        conv.start()  # from this weight, ...
+        conv.load_state_dict(own(f"conv{index}", conv))  # ... from which gamma and beta have moved
         parts.append(conv)
-        if index < 5:
-            norm = Norm(weight.shape[1], policy)
-            norm.load_state_dict({key: source.generator[f"norm{index}.{key}"] for key in norm.state_dict()})
+        if index < LAYERS:
+            norm = Norm(shape[1], policy)
+            norm.load_state_dict(own(f"norm{index}", norm))
             parts += [norm, nn.ReLU()]
     return nn.Sequential(*parts, nn.Tanh()).eval()
 

@@ -31,7 +31,7 @@ def test_another_iteration_is_not_timed(monkeypatch, name):
         return network
 
     monkeypatch.setattr(step.textbook, "critic", wrong)
-    with pytest.raises(SystemExit, match="not timed"):
+    with pytest.raises(SystemExit, match="was not timed"):
         step.gate(name, synthetic(8), width=4, batch=4)
 
 

@@ -1,6 +1,5 @@
 """The engine: which device, how networks compute, and what is not computed twice."""
 
-import contextlib
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
+from benchmarks.step import COUNTED, LEFT
+from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
 from tests.test_scripts import tiny
 from transfer import UserError, engine, kernels, weights
@@ -140,25 +141,6 @@ def test_the_critics_gradient_is_autograds_and_so_is_its_own(monkeypatch, few_pr
 # What an iteration computes, and where.
 
 
-def iteration_of(monkeypatch, script, settings):
-    """The iteration that main would train with."""
-    grabbed = []
-
-    class Run:
-        folder = None
-
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def steps(self):
-            return iter(())
-
-    monkeypatch.setattr(script, "Run", Run)
-    monkeypatch.setattr(script, "captured", lambda iteration, *_: grabbed.append(iteration))
-    script.main(settings)
-    return grabbed[0]
-
-
 class StaysOnDevice(TorchDispatchMode):
     """Notes whatever an iteration brings to the device from outside."""
 
@@ -182,7 +164,7 @@ def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_pa
     script, settings = tiny(name, faces, source, tmp_path, augment=augment)
     monkeypatch.setattr(script, "check_clip", lambda *_: None, raising=False)
     settings = replace(settings, device="meta")
-    iteration = iteration_of(monkeypatch, script, settings)
+    iteration, _ = iteration_of(script, settings, Images.load(faces, "meta"))
     with StaysOnDevice() as mode:
         losses = iteration()
         iteration()
@@ -217,12 +199,22 @@ def test_a_captured_run_is_the_run(monkeypatch, faces, source, tmp_path, name):
         assert torch.allclose(tensor.float(), ends[1]["ema"][key].float(), atol=1e-4), key
 
 
-# Shares of the convolutions' arithmetic that is left when D's first layers are frozen and the real images'
-# features are kept: counted by hand for these networks, 528.2 GFLOP at batch 64 being the whole.
-LEFT = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]
+def operations(script, settings, images):
+    """The floating-point operations of the script's iteration."""
+    iteration, _ = iteration_of(script, settings, images)
+    with FlopCounterMode(display=False) as counter:
+        iteration()
+    return counter.get_total_flops()
 
 
-def test_freezing_saves_the_arithmetic_that_it_can(monkeypatch, faces, tmp_path):
+@pytest.mark.parametrize("script", [wgan_64, wgan_gp_64])
+def test_pre_training_computes_what_was_counted_and_no_more(faces, script):
+    settings = script.Settings(images=faces, device="cpu", batch_size=2, iterations=1)
+    counted = COUNTED[script.__name__] * settings.batch_size / 64
+    assert operations(script, settings, Images.load(faces)) == pytest.approx(counted, rel=0.005)
+
+
+def test_freezing_saves_the_arithmetic_that_it_can(faces, tmp_path):
     G, D = wgan_64.Generator(LATENT), wgan_64.Discriminator()
     path = tmp_path / "wide.safetensors"
     networks = {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}
@@ -234,18 +226,14 @@ def test_freezing_saves_the_arithmetic_that_it_can(monkeypatch, faces, tmp_path)
             source=path, images=faces, device="cpu", out=tmp_path, batch_size=2, augment="flip",
             frozen_norm="source", iterations=1, G=Split(0, 0, 5), D=Split(depth, 0, 5 - depth),
         )  # fmt: skip
-        iteration = iteration_of(monkeypatch, wgan_64_transferlearning, settings)
-        with FlopCounterMode(display=False) as counter:
-            iteration()
-        counts.append(counter.get_total_flops())
-    assert counts[0] / 2 * 64 == pytest.approx(528.2e9, rel=0.02)
+        counts.append(operations(wgan_64_transferlearning, settings, Images.load(faces)))
     assert [count / counts[0] for count in counts] == pytest.approx(LEFT, abs=0.01)
 
 
 def frozen_critic(depth, norm="source", widths=WIDTH):
     torch.manual_seed(0)
     D = wgan_64.Discriminator(widths, Split(depth, 0, 5 - depth).discriminator("adafm", norm))
-    with torch.no_grad(), contextlib.suppress(AttributeError):
+    with torch.no_grad():
         for index in (2, 3, 4):
             getattr(D, f"norm{index}").running_mean.normal_()
     return D
@@ -284,14 +272,14 @@ def test_scores_through_kept_features_are_the_scores(faces, augment, depth):
 def test_kept_features_go_on_in_the_critics_own_precision(monkeypatch, faces):
     matrix_instructions(monkeypatch, True)
     D, images = frozen_critic(3, widths=8), Images.load(faces)
-    exact = D(images.all()).detach()
+    exact = D(images.at(slice(None))).detach()
     tune(D, iterations=1)
     both = []
     for fast in (True, False):
         torch.manual_seed(3)
         both.append(Reals(D, images, Augment("none"), fast).scores(8))
     assert torch.allclose(*both, rtol=1e-5, atol=1e-7) and both[0].dtype == torch.float32
-    assert not torch.allclose(D(images.all()), exact, rtol=1e-5, atol=1e-7), "bf16 would show"
+    assert not torch.allclose(D(images.at(slice(None))), exact, rtol=1e-5, atol=1e-7), "bf16 would show"
 
 
 def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch, faces):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import report, scale, strip, tables
+from experiments import lines, report, scale, strip, tables
 from experiments.tables import Budget, Row, Table
 from transfer import UserError, record
 
@@ -36,7 +36,7 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     line |= {"heldout": {**side, "fid": 56.78, "n_real": 5000}, "memorisation": {"near_copies": 0.05}}
     line |= {"extractor": "some-network", "resize": "some resize", "seed": 3, "hardware": "some CPU"}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
-    monkeypatch.setattr(scale, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
     page = scale.section()
     assert "| A against B | 1,000 | 96 | 12.3 | 5.6 | 0.50 | 0.25 | 1.00 | 0.75 | 0.05 |" in page
     assert "| 1,000 | 5,000 | 56.8 | 5.6 |" in page
@@ -45,7 +45,7 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
 
 def test_the_readme_tells_what_was_measured():
     readme = " ".join((report.PAGE.parents[1] / "README.md").read_text().split())
-    rows = {line["row"]: line for line in scale.lines() if line["table"] == "scale"}
+    rows = {line["row"]: line for line in lines.read("scale")}
     last = [row for row in rows if row.startswith("wgan_64_transferlearning")][-1]
     source = last.rpartition(" from ")[2]
     before, after = rows[source]["heldout"], rows[last]["heldout"]
@@ -60,7 +60,7 @@ def test_the_readme_tells_what_was_measured():
 @pytest.fixture
 def table(tmp_path, monkeypatch, faces, source):
     """A table of two plans that takes a blink, and its budget; results and pictures go to a folder."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
     for module in (tables, report):
         monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(record, "SCORED", 64)
@@ -72,7 +72,7 @@ def table(tmp_path, monkeypatch, faces, source):
     )
     budget = Budget(faces, faces, iterations=2, score_every=1, device="cpu", out=tmp_path / "out")
     table = Table("table_0", "Table 0: two plans", "The first is better.", rows)
-    monkeypatch.setattr(report, "every", lambda: iter([table]))
+    monkeypatch.setattr(report, "TABLES", (table,))
     return table, budget
 
 
@@ -80,19 +80,19 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     table, budget = table
     assert "Not run yet" in report.page() and "Not run yet" in report.html()
     tables.make([table, table], replace(budget, dry_run=True))
-    assert "2 runs are missing" in capsys.readouterr().out and not tables.lines()
+    assert "2 runs are missing" in capsys.readouterr().out and not lines.read("run")
     tables.make([table, table], budget)
-    lines = tables.lines()
-    assert [line["script"] for line in lines] == ["wgan_64_finetune", "wgan_64_freeze_layers"]
-    for line in lines:
+    found = lines.read("run")
+    assert [line["script"] for line in found] == ["wgan_64_finetune", "wgan_64_freeze_layers"]
+    for line in found:
         assert [scores["step"] for scores in line["scores"]] == [1, 2]
         assert line["iterations"] == 2 and line["images"]["count"] == 8 and line["seconds"] > 0
         assert line["scores"][0]["heldout"]["n_real"] == 8 and line["commit"] and line["hardware"]
     tables.make([table], budget)
-    assert len(tables.lines()) == 2, "what has been made is not made again"
+    assert len(lines.read("run")) == 2, "what has been made is not made again"
     page, html = report.page(), report.html()
     for row in table.rows:
-        value = report.mean([report.last(next(iter(report.of(row, lines))))["fid"]])
+        value = report.mean([report.last(next(iter(report.of(row, found))))["fid"]])
         assert f"| {row.name} | {row.published} | {value} |" in page
         assert f"<td>{value}</td>" in html
     assert html.count("data:image/webp") == 2 and html.count("data:image/svg") == 1 and "http" not in html
@@ -136,7 +136,7 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
 
 
 def test_every_table_of_the_dissertation_can_be_run():
-    found = {table.key: table for table in tables.every()}
+    found = {table.key: table for table in report.TABLES}
     assert len(found) == 8
     published = sorted(row.published for table in found.values() for row in table.rows if row.published)
     assert published == [195, 195, 204, 209, 220, 223, 225, 236]
@@ -158,3 +158,23 @@ def test_the_verdict_follows_from_the_figures(ends, said):
     pairs = [line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225)]
     text = " ".join(report.verdict([row for row, _ in pairs], {row.name: lines for row, lines in pairs}))
     assert said in text and "1 of 2 runs had a better score before" in text and "one seed" in text
+
+
+def run_of(script, source, seed=0, **settings):
+    """A line as tables.make writes it, with what groups look at."""
+    own = {"images": "96", "reference": "held", "iterations": 300, "extractor": "lite", "seed": seed}
+    plain = record.plain(importlib.import_module(script).Settings(**settings))
+    return {"script": script, "settings": {**plain, **own, "source": source}}
+
+
+def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_beside_each():
+    rows = (Row("transfer", "wgan_64_finetune"), Row("scratch", "wgan_64", {"augment": "none"}))
+    young, old = run_of("wgan_64_finetune", "young"), run_of("wgan_64_finetune", "old")
+    scratch = run_of("wgan_64", None, augment="none")
+    found = report.groups(Table("", "", "", rows), [young, old, scratch])
+    assert list(found.values()) == [
+        {"transfer": [young], "scratch": [scratch]},
+        {"transfer": [old], "scratch": [scratch]},
+    ]
+    alone = report.groups(Table("", "", "", rows), [scratch])
+    assert list(alone.values()) == [{"scratch": [scratch]}]

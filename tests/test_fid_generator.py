@@ -98,3 +98,16 @@ def test_kept_images_are_the_drawn_ones_and_listed(run, tmp_path):
     with pytest.raises(UserError, match="holds files already"):
         generator.keep(images, folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_modulated_generator_that_does_not_say_its_policies_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    G, D = (network.state_dict() for network in pretrained())
+    modulated = wgan_64.Generator(LATENT, WIDTH, Split(0, 5, 0).generator()).state_dict()
+    weights.share(path, {"G": G, "ema": modulated, "D": D}, {})
+    with pytest.raises(UserError, match="does not say under which policies"):
+        Source.read(path)
+    weights.share(
+        path, {"G": G, "ema": modulated, "D": D}, {"settings": {"G": [0, 5, 0], "rescale": "adafm"}}
+    )
+    assert [policy.name for policy in Source.read(path).policies] == ["adafm"] * 5

@@ -107,7 +107,7 @@ def test_a_stop_while_scoring_is_at_once_and_the_score_is_made_up_for(faces, sou
     script.main(replace(settings, resume=run))
     lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    best = min(lines, key=lambda line: line["kid_mean"])["step"]
+    best = min(lines, key=lambda line: line["kid"])["step"]
     marked = [entry["step"] for entry in Checkpoints(run).listed().values() if entry.get("best")]
     assert marked == [best]
 

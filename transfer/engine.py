@@ -81,6 +81,8 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
         how += ", compiled, which takes a minute or two of the first iteration when nothing is cached"
     elif fast and short and device.type == "cpu":
         how += f", not compiled, since fewer than {PAYS_FROM} iterations would not pay for it"
+    elif fast and double_backward and device.type == "cpu":
+        how += ", not compiled, since torch.compile refuses a gradient of a gradient"
     print(how)
 
 
@@ -144,14 +146,14 @@ class Reals:
         below, above = split(self.D, layers)
         if hasattr(self.D, "hasten"):  # they are to compute as D does
             below, above = self.D.hasten(below, compiled=False), self.D.hasten(above)
-        outcomes = 1 if self.augment.name == "none" else 2
-        one = below(self.images.all(slice(0, 1)))
-        if outcomes * len(self.images) * one.numel() * one.element_size() > KEPT:
+        outcomes = [lambda x: x, lambda x: x.flip(3)][: 1 if self.augment.name == "none" else 2]
+        one = below(self.images.at(slice(0, 1)))
+        if len(outcomes) * len(self.images) * one.numel() * one.element_size() > KEPT:
             return
-        batches = range(0, len(self.images), 64)
-        x = [self.images.all(slice(start, start + 64)) for start in batches]
-        sides = [[below(batch) for batch in x], [below(batch.flip(3)) for batch in x]]
-        self.features = [torch.cat(side) for side in sides[:outcomes]]
+        parts = [slice(start, start + 64) for start in range(0, len(self.images), 64)]
+        self.features = [
+            torch.cat([below(side(self.images.at(part))) for part in parts]) for side in outcomes
+        ]
         self.above = above
 
     def scores(self, n: int) -> Tensor:

@@ -231,15 +231,15 @@ class Images:
 
     def batch(self, n: int) -> Tensor:
         """n images drawn with replacement: (n, 3, size, size), float32 in [-1, 1], on the device."""
-        return to_float(self.pixels[self.draw(n)])
+        return self.at(self.draw(n))
 
     def draw(self, n: int) -> Tensor:
         """The places of n images drawn with replacement, (n,)."""
         return torch.randint(len(self.pixels), (n,), device=self.pixels.device)
 
-    def all(self, which: slice = slice(None)) -> Tensor:
-        """The images in their order, or some of them, as batch gives them."""
-        return to_float(self.pixels[which])
+    def at(self, places: Tensor | slice) -> Tensor:
+        """The images at these places, as batch gives them."""
+        return to_float(self.pixels[places])
 
     def __str__(self) -> str:
         left_out = "".join(f"\n  left out: {name!r} ({reason})" for name, reason in self.unreadable.items())

@@ -78,7 +78,7 @@ class Conv(_Kernel):
         return F.conv2d(x, self.kernel(), self.shift(), self.stride, self.padding)
 
     def transposed(self, y: Tensor) -> Tensor:
-        """y (N, C_out, H', W') -> x (N, C_in, H, W): what forward's gradient is, y the output's gradient."""
+        """forward's gradient: the output's gradient (N, C_out, H', W') -> the input's (N, C_in, H, W)."""
         if self.few_products:
             return kernels.conv_transpose2d(y, self.kernel())
         return F.conv_transpose2d(y, self.kernel(), None, self.stride, self.padding)

@@ -57,8 +57,7 @@ def _per_filter(shape: Shape, out: int) -> tuple[Shape, Shape]:
 
 def _at_one_and_zero(layer: Any) -> None:
     layer.gamma.fill_(1)
-    if layer.beta is not None:
-        layer.beta.zero_()
+    layer.beta.zero_()
 
 
 def _shrink(layer: Any, bound: float, over: list[int]) -> Any:

@@ -197,9 +197,9 @@ class Run:
         if self._due(self.settings.sample_every) and not (again and self._sample_path().exists()):
             self.sample()
         if self._due(self.settings.score_every):
-            scores = [(line["step"], _merit(line)) for line in _lines(self.folder / "scores.jsonl")]
+            scores = [(line["step"], merit(line)) for line in _lines(self.folder / "scores.jsonl")]
             if not (again and self.step in dict(scores)):
-                best = self.score() < min((merit for _, merit in scores), default=math.inf)
+                best = self.score() < min((value for _, value in scores), default=math.inf)
         return best
 
     def losses(self, **losses: Tensor) -> None:
@@ -268,7 +268,7 @@ class Run:
             )
 
     def score(self) -> float:
-        """Write the scores of this step, against the training images and the reference; returns _merit."""
+        """Write the scores of this step, against the training images and the reference; returns merit."""
         from fid import score
 
         scores = score(
@@ -281,7 +281,7 @@ class Run:
         )
         self._write_line("scores", scores.as_dict())
         tqdm.write(f"{self.step}: {scores}")
-        return _merit(scores.as_dict())
+        return merit(scores.as_dict())
 
     # -- going on ------------------------------------------------------------------------------------------
 
@@ -379,9 +379,9 @@ def _spread(images: Tensor) -> float:
     return images.float().std(0).mean().item() if len(images) > 1 else 0.0
 
 
-def _merit(scores: dict[str, Any]) -> float:
+def merit(scores: dict[str, Any]) -> float:
     """What the best checkpoint has least of: KID, against the held-out images where they are given."""
-    return (scores.get("heldout") or scores)["kid_mean"]
+    return (scores.get("heldout") or scores)["kid"]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

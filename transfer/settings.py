@@ -27,7 +27,7 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_split_rule)
+    registry.primitive_rule(_plan_rule)
     defaults = {} if default is None else {"default": default}
     with user_errors():
         description = sys.modules["__main__"].__doc__
@@ -36,7 +36,7 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     return chosen
 
 
-def _split_rule(info: Any) -> Any:
+def _plan_rule(info: Any) -> Any:
     """How tyro reads a plan: any number of words, so that the plan itself says what is wrong with them."""
     import tyro
 
@@ -47,7 +47,7 @@ def _split_rule(info: Any) -> Any:
         metavar="I J K|NAMES",
         instance_from_str=lambda words: plan(*words),
         is_instance=lambda value: isinstance(value, Split | Layers),
-        str_from_instance=lambda split: [str(each) for each in split],
+        str_from_instance=lambda value: [str(each) for each in value],
     )
 
 

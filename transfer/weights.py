@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from transfer import UserError, checkpoints
 from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import FROM_SCRATCH, Policy, plan
+from transfer.plan import FROM_SCRATCH, LAYERS, Policy, plan
 
 # ----------------------------------------------------------------------------------------------------------
 # What a step does to weights.
@@ -137,9 +137,14 @@ class Source:
             raise UserError(
                 f"{path} holds other networks than this project's: train one with wgan_64.py"
             ) from None
-        return cls(
-            networks["ema"], networks["D"], latent, eight_widths // 8, _policies(networks.get("settings", {}))
-        )
+        policies = _policies(networks.get("settings", {}))
+        modulated = [f"conv{index}.gamma" in networks["ema"] for index in range(1, LAYERS + 1)]
+        if modulated != [policy.modulation is not None for policy in policies]:
+            raise UserError(
+                f"{path} does not say under which policies its generator was trained: give the run's folder,"
+                " or share it anew with python -m transfer"
+            )
+        return cls(networks["ema"], networks["D"], latent, eight_widths // 8, policies)
 
 
 def _policies(settings: dict[str, Any]) -> tuple[Policy, ...]:
@@ -161,7 +166,7 @@ def _read_shared(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"{path} does not exist: give a .safetensors file, a checkpoint or a run's folder"
         ) from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no whole safetensors file ({error}): fetch it again") from None
     networks: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
     networks["settings"] = card.get("settings", {})
