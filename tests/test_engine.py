@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +18,9 @@ from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
 from tests.test_scripts import tiny
 from transfer import UserError, engine, kernels, weights
-from transfer.engine import PAYS_FROM, Reals, captured, choose_device, fixed_layers, split, tune
+from transfer.engine import PAYS_FROM, Reals, captured, choose_device, fixed_layers, tune
 from transfer.images import Augment, Images
+from transfer.layers import stages
 from transfer.plan import Split
 from transfer.weights import learning
 
@@ -243,7 +245,8 @@ def frozen_critic(depth, norm="source", widths=WIDTH):
 def test_a_critic_in_two_parts_is_the_critic(depth):
     D = frozen_critic(depth)
     x = torch.rand(4, 3, 64, 64)
-    below, above = split(D, depth)
+    each = stages(D)
+    below, above = nn.Sequential(*each[:depth]), nn.Sequential(*each[depth:])
     assert torch.equal(above(below(x)), D(x))
     assert {id(p) for p in above.parameters()} >= {id(p) for p in learning(D)}
 

@@ -83,7 +83,9 @@ def test_the_settings_of_every_script_have_the_same_names():
     for name in NAMES:
         fields = importlib.import_module(name).Settings.__dataclass_fields__.keys()
         transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip"}
+        terms = {"l2_sp", "distillation", "ewc", "consistency", "lecam", "adapt"}
         own = {
+            "wgan_64_regularised": transfer | terms,
             "wgan_64": {"latent", "width", "clip"},
             "wgan_gp_64": {"latent", "width", "penalty", "critic_norm"},
         }

@@ -12,6 +12,7 @@ EXCEPTIONS = {
     ("wgan_gp_64.py", "Discriminator"),
 }
 TRANSFERS = [name for name in SCRIPTS if name not in ("wgan_64.py", "wgan_gp_64.py")]
+OTHER_LOOPS = ("wgan_64_regularised.py",)  # terms of the loss are its subject
 
 
 def bodies(script: str) -> dict[str, str]:
@@ -27,8 +28,8 @@ def bodies(script: str) -> dict[str, str]:
     return found
 
 
-def test_there_are_six_scripts():
-    assert len(SCRIPTS) == 6
+def test_there_are_seven_scripts():
+    assert len(SCRIPTS) == 7
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -38,6 +39,6 @@ def test_the_networks_are_the_same_in_every_script(script, name):
     assert same != ((script, name) in EXCEPTIONS)
 
 
-@pytest.mark.parametrize("script", TRANSFERS)
+@pytest.mark.parametrize("script", [name for name in TRANSFERS if name not in OTHER_LOOPS])
 def test_the_transfers_differ_in_their_defaults_only(script):
     assert bodies(script)["main"] == bodies("wgan_64_transferlearning.py")["main"]

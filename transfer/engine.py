@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from transfer import UserError
 from transfer.images import Augment, Images, mirrored
-from transfer.layers import Conv, ConvUp, Norm
+from transfer.layers import Conv, ConvUp, Norm, stages
 from transfer.weights import learning
 
 PAYS_FROM = 200  # iterations; compiling takes a minute or two, and saves a third of each
@@ -143,7 +143,8 @@ class Reals:
     def _keep(self, layers: int) -> None:
         if not layers:
             return
-        below, above = split(self.D, layers)
+        each = stages(self.D)
+        below, above = nn.Sequential(*each[:layers]), nn.Sequential(*each[layers:])
         if hasattr(self.D, "hasten"):  # they are to compute as D does
             below, above = self.D.hasten(below, compiled=False), self.D.hasten(above)
         outcomes = [lambda x: x, lambda x: x.flip(3)][: 1 if self.augment.name == "none" else 2]
@@ -177,28 +178,6 @@ def fixed_layers(D: nn.Module) -> int:
             break
         layers += 1
     return layers
-
-
-class _Layers(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return True
-
-
-def split(D: nn.Module, layers: int) -> tuple[nn.Module, nn.Module]:
-    """D's forward as two networks, of its first layers and of the others, which share its tensors."""
-    whole = _Layers().trace(D)
-    first = next(node for node in whole.nodes if node.target == f"conv{layers + 1}")
-    (boundary,) = first.args
-    graphs = fx.Graph(), fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    graph = graphs[0]
-    for node in whole.nodes:
-        if node is first:
-            graph.output(copies[boundary])
-            graph = graphs[1]
-            copies[boundary] = graph.placeholder("features")
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    return tuple(fx.GraphModule(D, graph) for graph in graphs)
 
 
 # ----------------------------------------------------------------------------------------------------------

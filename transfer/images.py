@@ -10,7 +10,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +240,22 @@ class Images:
     def at(self, places: Tensor | slice) -> Tensor:
         """The images at these places, as batch gives them."""
         return to_float(self.pixels[places])
+
+    def apart(self, n: int) -> tuple[Images, Images]:
+        """These images in two: all but n that are set aside, chosen at random, and those n.
+
+        Raises:
+            UserError: when none would be left.
+        """
+        if n >= len(self):
+            raise UserError(f"{n} of {len(self)} images cannot be set aside: leave some to train on")
+        if not n:
+            return self, self._some(torch.arange(0))
+        order = torch.randperm(len(self))
+        return self._some(order[n:].sort().values), self._some(order[:n].sort().values)
+
+    def _some(self, places: Tensor) -> Images:
+        return replace(self, pixels=self.pixels[places], names=tuple(self.names[place] for place in places))
 
     def __str__(self) -> str:
         left_out = "".join(f"\n  left out: {name!r} ({reason})" for name, reason in self.unreadable.items())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from transfer import kernels
-from transfer.plan import FINETUNE, Policy
+from transfer.plan import FINETUNE, LAYERS, Policy
 
 
 class _Kernel(nn.Module):
@@ -123,3 +123,26 @@ class Norm(nn.BatchNorm2d):
 
     def train(self, mode: bool = True) -> Norm:
         return super().train(mode and not self.fixed)
+
+
+class _Modules(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return True
+
+
+def stages(network: nn.Module) -> list[nn.Module]:
+    """forward of a generator or a critic as one network for each layer, which share its tensors.
+
+    Each but the first begins with its convolution and ends before the next one: one after the other they are
+    forward.
+    """
+    graphs, copies = [fx.Graph()], {}
+    begins = {f"conv{index}" for index in range(2, LAYERS + 1)}
+    for node in _Modules().trace(network).nodes:
+        if node.target in begins:
+            (features,) = node.args
+            graphs[-1].output(copies[features])
+            graphs.append(fx.Graph())
+            copies[features] = graphs[-1].placeholder("features")
+        copies[node] = graphs[-1].node_copy(node, copies.__getitem__)
+    return [fx.GraphModule(network, graph) for graph in graphs]

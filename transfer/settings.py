@@ -62,6 +62,12 @@ LOWEST = {  # the least value of each number, by the name every script gives it
     "log_every": 1,
     "score_every": 0,
     "seed": 0,
+    "l2_sp": 0,
+    "distillation": 0,
+    "ewc": 0,
+    "consistency": 0,
+    "lecam": 0,
+    "adapt": 0,
 }
 POSITIVE = ("learning_rate", "clip", "penalty")
 

@@ -1,0 +1,242 @@
+"""The regularisers: formulas against numpy, nothing at the source, nothing at weight 0, exact resuming."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import wgan_64
+from tests.conftest import LATENT, WIDTH
+from tests.test_nothing_lost import equal
+from tests.test_scripts import tiny
+from transfer import UserError
+from transfer.checkpoints import Checkpoints
+from transfer.images import Augment, Images
+from transfer.plan import Split
+from transfer.regularisers import EWC, L2SP, Adaptive, DistanceConsistency, Distillation, LeCam, fisher
+from transfer.weights import Source, carry, learning
+
+WEIGHTS = {"l2_sp": 1.0, "distillation": 1.0, "ewc": 1e-3, "consistency": 100.0, "lecam": 0.3}
+
+
+@pytest.fixture
+def carried(source):
+    """The source's two, G(1, 2, 2) and D(1, 2, 2)."""
+    source = Source.read(source)
+    G = wgan_64.Generator(LATENT, WIDTH, Split(1, 2, 2).generator())
+    D = wgan_64.Discriminator(WIDTH, Split(1, 2, 2).discriminator())
+    carry(G, source.generator, "G")
+    carry(D, source.discriminator, "D")
+    return G, D
+
+
+def move(network):
+    with torch.no_grad():
+        for tensor in learning(network):
+            tensor += 0.1 * torch.randn_like(tensor)
+
+
+def test_l2_sp_is_the_sum_of_the_tensors_mean_squares(carried):
+    G, _ = carried
+    start = [tensor.detach().numpy().copy() for tensor in learning(G)]
+    term = L2SP(2.0, G)
+    assert term() == 0
+    move(G)
+    expected = sum(
+        ((now.detach().numpy() - then) ** 2).mean() for now, then in zip(learning(G), start, strict=True)
+    )
+    assert term().item() == pytest.approx(2 * expected, rel=1e-5)
+    term().backward()
+    for tensor, then in zip(learning(G), start, strict=True):
+        slope = 2 * 2 * (tensor.detach().numpy() - then) / then.size
+        assert np.allclose(tensor.grad.numpy(), slope, rtol=1e-4, atol=1e-8)
+
+
+class Line(nn.Module):
+    """z (N, 3) -> a z, number by number: the score's slope is known."""
+
+    latent = 3
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, z):
+        return z * self.a
+
+
+class Sum(nn.Module):
+    def forward(self, x):
+        return x.sum(1)
+
+
+def test_fisher_information_is_the_mean_square_of_single_gradients_over_its_mean():
+    torch.manual_seed(0)
+    (found,) = fisher(Line(), Sum(), 50)
+    torch.manual_seed(0)
+    squares = (torch.randn(50, 1, 3).numpy()[:, 0] ** 2).sum(0)  # the gradient of one score by a is z
+    assert np.allclose(found.numpy(), squares / squares.mean(), rtol=1e-5)
+
+
+def test_ewc_weighs_the_squares_by_fisher_information(carried):
+    G, D = carried
+    start = [tensor.detach().numpy().copy() for tensor in learning(G)]
+    term = EWC(3.0, G, D, samples=4)
+    assert term() == 0
+    numbers = np.concatenate([F.numpy().ravel() for F in term.fisher])
+    assert numbers.mean() == pytest.approx(1, rel=1e-4) and numbers.std() > 0.1
+    move(G)
+    expected = sum(
+        (F.numpy() * (now.detach().numpy() - then) ** 2).sum()
+        for F, now, then in zip(term.fisher, learning(G), start, strict=True)
+    )
+    assert term().item() == pytest.approx(3 * expected, rel=1e-4)
+
+
+def test_distillation_is_the_distance_of_features(carried, faces):
+    _, D = carried
+    images = Images.load(faces)
+    term = Distillation(5.0, D, images)
+    assert term(4) == 0
+    kept = {}
+    D.conv5.register_forward_hook(lambda layer, inputs, output: kept.update(x=inputs[0].detach().numpy()))
+    features = []
+    for moved in (False, True):
+        if moved:
+            move(D)
+        torch.manual_seed(2)
+        D(images.batch(4))
+        features.append(kept["x"].copy())
+    torch.manual_seed(2)
+    expected = ((features[0] - features[1]) ** 2).mean()
+    assert term(4).item() == pytest.approx(5 * expected, rel=1e-4) and expected > 0
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum()
+
+
+def test_distance_consistency_is_the_divergence_of_likenesses(carried, source):
+    G, _ = carried
+    term = DistanceConsistency(7.0, G)
+    z = torch.randn(10, LATENT)  # two fours; the last two are left out
+    assert abs(term(z).item()) < 1e-6
+    move(G)
+    start = wgan_64.Generator(LATENT, WIDTH, Split(1, 2, 2).generator())
+    carry(start, Source.read(source).generator, "G")
+    likenesses = []
+    for network in (G, start):
+        maps = []
+        for index in range(2, 6):  # what reaches each later layer is what the one before has made
+            layer = getattr(network, f"conv{index}")
+            layer.register_forward_hook(
+                lambda layer, inputs, output, maps=maps: maps.append(inputs[0].detach().numpy())
+            )
+        network(z[:8])
+        rows = []
+        for x in maps:
+            x = x.reshape(8, -1)
+            x = x / np.linalg.norm(x, axis=1, keepdims=True)
+            for anchor in range(8):
+                four = range(anchor // 4 * 4, anchor // 4 * 4 + 4)
+                rows.append(softmax(np.array([x[anchor] @ x[other] for other in four if other != anchor])))
+        likenesses.append(np.array(rows))
+    target, origin = likenesses
+    expected = (origin * (np.log(origin) - np.log(target))).mean()
+    assert term(z).item() == pytest.approx(7 * expected, rel=1e-3) and expected > 1e-6
+
+
+def test_lecam_holds_scores_to_the_other_sides_average():
+    torch.manual_seed(0)
+    term, random = LeCam(0.3, torch.device("cpu")), np.random.default_rng(0)
+    averages = None
+    for _ in range(4):
+        real, fake = random.normal(1, 1, 6), random.normal(-1, 1, 6)
+        now = np.array([real.mean(), fake.mean()])
+        averages = now if averages is None else 0.99 * averages + 0.01 * now
+        expected = (np.maximum(real - averages[1], 0) ** 2).mean() + (
+            np.maximum(averages[0] - fake, 0) ** 2
+        ).mean()
+        scores = [torch.tensor(x, dtype=torch.float32, requires_grad=True) for x in (real, fake)]
+        assert term(*scores).item() == pytest.approx(0.3 * expected, rel=1e-5)
+    term(*scores).backward()
+    assert (scores[0].grad >= 0).all() and (scores[1].grad <= 0).all() and scores[0].grad.any()
+
+
+def test_a_weight_of_0_costs_nothing(carried, faces):
+    G, D = carried
+    before = torch.get_rng_state()
+    real = torch.randn(4)
+    torch.set_rng_state(before)
+    terms = [
+        L2SP(0.0, G)(), EWC(0.0, G, D)(), Distillation(0.0, D, Images.load(faces))(4),
+        DistanceConsistency(0.0, G)(torch.zeros(4, LATENT)), LeCam(0.0, torch.device("cpu"))(real, real),
+    ]  # fmt: skip
+    assert terms == [0.0] * 5 and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("aside, direction", [(1.0, -1), (0.8, -1), (0.2, 1), (0.0, 1)])
+def test_augmentation_becomes_rarer_or_more_frequent_with_r_v(faces, aside, direction):
+    """Real images score 1 and generated ones 0, so r_v is 1 - aside, and 0.5 is where the direction turns."""
+    adaptive = Adaptive(Augment("diffaugment"), Images.load(faces))
+    adaptive.p.fill_(0.5)
+    for _ in range(10):
+        adaptive.update(lambda x: torch.full((len(x),), aside), torch.ones(4), torch.zeros(4))
+    assert adaptive.p.item() == pytest.approx(0.5 + direction * 10 * Adaptive.STEP)
+    adaptive.p.fill_(1 if direction > 0 else 0)
+    adaptive.update(lambda x: torch.full((len(x),), aside), torch.ones(4), torch.zeros(4))
+    assert adaptive.p.item() == (1 if direction > 0 else 0)
+
+
+def test_the_share_of_augmented_images_is_the_probability(faces):
+    adaptive, x = Adaptive(Augment("diffaugment"), Images.load(faces)), torch.rand(400, 3, 8, 8)
+    for p in (0.0, 0.3, 1.0):
+        adaptive.p.fill_(p)
+        for see in (adaptive.real, adaptive.fake):
+            changed = (see(x) != x).flatten(1).any(1).float().mean().item()
+            assert changed == pytest.approx(p, abs=0.08)
+
+
+def test_images_set_aside_are_never_trained_on(faces):
+    images = Images.load(faces)
+    training, aside = images.apart(3)
+    assert len(training) == 5 and len(aside) == 3
+    assert sorted(training.names + aside.names) == sorted(images.names)
+    for some in (training, aside):
+        for pixels, name in zip(some.pixels, some.names, strict=True):
+            assert torch.equal(pixels, images.pixels[images.names.index(name)])
+    with pytest.raises(UserError, match="leave some"):
+        images.apart(8)
+
+
+def test_without_its_terms_the_regularised_transfer_is_the_transfer(faces, source, tmp_path):
+    ends = []
+    for name in ("wgan_64_transferlearning", "wgan_64_regularised"):
+        script, settings = tiny(name, faces, source, tmp_path, augment="diffaugment")
+        ends.append(Checkpoints(script.main(settings)).newest()[1])
+    assert all(equal(ends[0][key], ends[1][key]) for key in ("G", "D", "ema", "optimizers", "random"))
+
+
+@pytest.mark.parametrize("term", [*WEIGHTS, "adapt"])
+def test_each_term_changes_what_is_learnt(term, faces, source, tmp_path):
+    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path)
+    changed = replace(settings, **{term: {**WEIGHTS, "adapt": 3}[term]})
+    ends = [Checkpoints(script.main(each)).newest()[1] for each in (settings, changed)]
+    assert not equal(ends[0]["D"] | ends[0]["G"], ends[1]["D"] | ends[1]["G"])
+
+
+def test_resuming_with_every_term_is_exact(faces, source, tmp_path):
+    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, iterations=3, adapt=3, **WEIGHTS)
+    through = script.main(settings)
+    stopped = script.main(replace(settings, iterations=1))
+    script.main(replace(settings, resume=stopped))
+    ends = [Checkpoints(run).newest()[1] for run in (through, stopped)]
+    assert equal(*ends) and ends[0]["augment"]["scores"].all() and ends[0]["lecam"]["updates"] == 6
+
+
+def test_a_weight_below_0_is_refused(faces, source, tmp_path):
+    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, lecam=-1.0)
+    with pytest.raises(UserError, match=r"lecam is -1\.0: give at least 0"):
+        script.main(settings)
