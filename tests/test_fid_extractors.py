@@ -140,3 +140,38 @@ def test_a_missing_package_is_named(monkeypatch, weights):
     monkeypatch.setitem(__import__("sys").modules, "pytorch_fid", None)
     with pytest.raises(UserError, match="pip install pytorch-fid"):
         extractors.load("inception", weights, CPU)
+
+
+def test_maps_of_features_go_from_fine_to_coarse_and_carry_gradients():
+    x = torch.rand(2, 3, 64, 64).mul(2).sub(1).requires_grad_()
+    network = extractors.load("efficientnet_lite0", device="cpu")
+    maps = network.maps(x)
+    assert [tuple(each.shape) for each in maps] == [
+        (2, 16, 112, 112), (2, 24, 56, 56), (2, 40, 28, 28), (2, 112, 14, 14), (2, 320, 7, 7),
+    ]  # fmt: skip
+    sum(each.square().mean() for each in maps).backward()
+    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+    assert len(network.maps(x.detach())) == 5, "the hooks of the first call are gone"
+
+
+def test_vgg16_is_built_from_a_file_put_in_place(home, monkeypatch):
+    from torchvision.models.vgg import cfgs, make_layers
+
+    network, x = make_layers(cfgs["D"]), torch.rand(1, 3, 32, 32)
+    home.mkdir(parents=True)
+    path = home / "vgg16-397923af.pth"
+    torch.save({f"features.{key}": tensor for key, tensor in network.state_dict().items()}, path)
+    with pytest.raises(UserError, match="not the published"):
+        extractors.load("vgg16", device="cpu")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(extractors.PUBLISHED, "vgg16", digest[:8])
+    found = extractors.load("vgg16", device="cpu").maps(x)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    y, expected = ((x + 1) / 2 - mean) / std, []
+    with torch.no_grad():
+        for layer in network:
+            y = layer(y.clone())
+            if isinstance(layer, torch.nn.ReLU):
+                expected.append(y.clone())
+    assert len(found) == 10
+    assert all(torch.allclose(mine, its, atol=1e-5) for mine, its in zip(found, expected, strict=False))

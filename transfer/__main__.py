@@ -49,7 +49,7 @@ def seconds(run: Path, step: int) -> float:
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     rates = {line["step"]: line["images_per_second"] for line in lines if "warning" not in line}
     rates = {at: rate for at, rate in rates.items() if at <= step}
-    images, total, before = settings["batch_size"] * settings["critic_steps"], 0.0, 0
+    images, total, before = settings["batch_size"] * settings.get("critic_steps", 1), 0.0, 0
     for at in sorted(rates):
         total += (at - before) * images / rates[at]
         before = at

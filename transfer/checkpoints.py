@@ -276,5 +276,5 @@ def size_of(parts: Iterable[Any]) -> int:
             moments = 2 if isinstance(part, torch.optim.Adam) else 1
             total += moments * sum(p.nbytes for group in part.param_groups for p in group["params"])
         else:
-            total += sum(tensor.nbytes for tensor in part.state_dict().values())
+            total += sum(getattr(value, "nbytes", 0) for value in part.state_dict().values())
     return total

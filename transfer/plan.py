@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -309,25 +309,34 @@ def _whole(count: object) -> int | None:
 def table(**networks: Any) -> str:
     """The printed plan: a row a layer with its kernel's shape, its policy and how many of its numbers learn.
 
-    networks maps a title, "G" say, to a network whose layers are called conv1, norm1, ..., conv5.
+    networks maps a title, "G" say, to a network whose layers are called conv1, norm1, ..., conv5; what comes
+    before the first is called mapping.
     """
     rows = [("", "layer", "kernel", "policy", "learning", "of")]
     for title, network in networks.items():
         totals = [0, 0]
-        for index in range(1, LAYERS + 1):
-            conv, norm = getattr(network, f"conv{index}"), getattr(network, f"norm{index}", None)
-            parameters = [*conv.parameters(), *(norm.parameters() if norm is not None else ())]
+        for name, shape, policy, modules in _rows(network):
+            parameters = [parameter for module in modules for parameter in module.parameters()]
             counts = [
                 sum(p.numel() for p in parameters if p.requires_grad),
                 sum(p.numel() for p in parameters),
             ]
             totals = [total + count for total, count in zip(totals, counts, strict=True)]
-            shape = " x ".join(map(str, conv.weight.shape))
-            rows.append((title, str(index), shape, conv.policy.name, *(f"{count:,}" for count in counts)))
+            rows.append((title, name, shape, policy, *(f"{count:,}" for count in counts)))
         rows.append((title, "all", "", "", *(f"{total:,}" for total in totals)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pads = (str.ljust, str.rjust, str.ljust, str.ljust, str.rjust, str.rjust)
     return "\n".join("  ".join(map(_pad, pads, row, widths)).rstrip() for row in rows)
+
+
+def _rows(network: Any) -> Iterator[tuple[str, str, str, list[Any]]]:
+    """The name, the kernel's shape, the policy and the modules of what a network is made of."""
+    if hasattr(network, "mapping"):
+        yield "map", "", "finetune", [network.mapping]
+    for index in range(1, LAYERS + 1):
+        conv, norm = getattr(network, f"conv{index}"), getattr(network, f"norm{index}", None)
+        shape = " x ".join(map(str, conv.weight.shape))
+        yield str(index), shape, conv.policy.name, [conv] if norm is None else [conv, norm]
 
 
 def _pad(pad: Callable[[str, int], str], text: str, width: int) -> str:

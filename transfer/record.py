@@ -214,7 +214,8 @@ class Run:
         self._check_networks()
         step, then = self._since
         now = time.monotonic()
-        images = (self.step - step) * self.settings.batch_size * self.settings.critic_steps
+        batches = getattr(self.settings, "critic_steps", 1)  # an iteration
+        images = (self.step - step) * batches * self.settings.batch_size
         self._write_line("log", {**losses, "images_per_second": images / max(now - then, 1e-9)})
         self._since, self._last = (self.step, now), f"{losses} at iteration {self.step}"
         if max(map(abs, losses.values())) > LARGE:

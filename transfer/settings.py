@@ -55,6 +55,7 @@ LOWEST = {  # the least value of each number, by the name every script gives it
     "iterations": 1,
     "batch_size": 2,  # batch normalisation needs two images
     "critic_steps": 1,
+    "autoencoder": 1,
     "latent": 1,
     "width": 1,
     "sample_every": 1,
@@ -68,8 +69,12 @@ LOWEST = {  # the least value of each number, by the name every script gives it
     "consistency": 0,
     "lecam": 0,
     "adapt": 0,
+    "perceptual": 0,
+    "spread": 0,
+    "stay": 0,
+    "noise": 0,
 }
-POSITIVE = ("learning_rate", "clip", "penalty")
+POSITIVE = ("learning_rate", "latent_rate", "clip", "penalty")
 
 
 def check(settings: Any) -> None:

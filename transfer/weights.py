@@ -180,12 +180,13 @@ def _read_shared(path: Path) -> dict[str, dict[str, Any]]:
 def carry(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     """Load pre-trained tensors into a network under a plan, and start what modulates them at the identity.
 
-    Layers whose policy is fresh keep their random numbers.
+    Layers whose policy is fresh keep their random numbers, and so does what comes before the first layer,
+    which is called mapping.
 
     Raises:
         UserError: when the tensors are not this network's; name is "G" or "D".
     """
-    own = network.state_dict()
+    own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("mapping.")}
     modulation = {key for key in own if key.rpartition(".")[2] in ("gamma", "beta")}
     wrong = sorted((own.keys() - modulation) ^ tensors.keys())
     wrong += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]

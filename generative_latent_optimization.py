@@ -1,0 +1,185 @@
+"""Carry a pre-trained generator over to a few images without a critic (BSA, Noguchi and Harada 2019).
+
+    python generative_latent_optimization.py --images train_images/target_domain
+
+gives each training image a latent of its own and learns it, together with the scale and shift of the
+generator's filters, G(0, 5, 0), until the generator draws that image from it: like it in its pixels and in
+the features of a network that knows photographs. Latents are kept spread as those that are sampled. The
+source's critic goes along unchanged. Writes samples and checkpoints to a new folder in target_domain/.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transfer.plan import FrozenNorm, Plan, Rescale, Split
+from transfer.settings import Extractor, check, command_line, user_errors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit these constants, or override any of them on the command line."""
+
+    source: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained generator and discriminator
+    images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
+    G: Plan = Split(0, 5, 0)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
+    rescale: Rescale = "filter_selection"  # the policy of the rescaled layers
+    frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
+    iterations: int = 1_000  # updates of generator and latents; the paper has 10,000
+    batch_size: int = 25  # images a step
+    learning_rate: float = 0.03  # of Adam, for the generator; a fifth after every 3,000 iterations
+    latent_rate: float = 0.05  # ... for the latents
+    perceptual: float = 0.1  # weight of each map of features, beside 1 for the pixels
+    spread: float = 0.1  # ... of the latents' distance from a sample of N(0, 1)
+    stay: float = 0.02  # ... of gamma's and beta's distance from where they start
+    noise: float = 0.01  # standard deviation of what is added to a latent at each step
+    features: Literal["efficientnet_lite0", "vgg16"] = (
+        "efficientnet_lite0"  # vgg16 is the paper's: a download
+    )
+    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
+    seed: int = 0
+    device: str | None = None  # cuda where there is a GPU, else cpu
+    fast: bool = True  # bf16, compiled kernels: what suits the device; else plain float32
+    out: Path = Path("target_domain")  # where the run's folder is made
+    log_every: int = 50
+    sample_every: int = 100
+    save_every: int = 1000
+    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    reference: Path | None = None  # held-out images, which are scored against and never trained on
+    extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
+    resume: Path | None = None  # a run's folder to go on with, or latest
+    dry_run: bool = False  # print the plan, and stop
+
+
+if __name__ == "__main__":
+    settings = command_line(Settings)  # before torch is loaded, so that a wrong value is answered at once
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fid import load
+from transfer.engine import choose_device, tune
+from transfer.images import Images
+from transfer.layers import Conv, ConvUp, Norm
+from transfer.plan import FROM_SCRATCH, table
+from transfer.record import Run
+from transfer.regularisers import L2SP
+from transfer.weights import Average, Source, carry, learning
+
+
+class Generator(nn.Module):
+    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
+
+    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+        super().__init__()
+        self.latent = latent
+        p1, p2, p3, p4, p5 = policies
+        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
+        self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
+        self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
+        self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
+        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
+
+    def forward(self, z):
+        x = z[:, :, None, None]  # N x 100 x 1 x 1
+        x = F.relu(self.norm1(self.conv1(x)))  # N x 512 x 4 x 4
+        x = F.relu(self.norm2(self.conv2(x)))  # N x 256 x 8 x 8
+        x = F.relu(self.norm3(self.conv3(x)))  # N x 128 x 16 x 16
+        x = F.relu(self.norm4(self.conv4(x)))  # N x 64 x 32 x 32
+        return torch.tanh(self.conv5(x))  # N x 3 x 64 x 64
+
+
+class Discriminator(nn.Module):
+    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
+
+    def __init__(self, width=64, policies=FROM_SCRATCH):
+        super().__init__()
+        p1, p2, p3, p4, p5 = policies
+        self.conv1 = Conv(3, width, 4, 2, 1, p1)
+        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
+        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
+        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
+        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
+        x = F.leaky_relu(self.norm2(self.conv2(x)), 0.2)  # N x 128 x 16 x 16
+        x = F.leaky_relu(self.norm3(self.conv3(x)), 0.2)  # N x 256 x 8 x 8
+        x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
+        return self.conv5(x).flatten()  # N
+
+
+def distance(z, t):
+    """How far latents z (N, latent) are from a sample t (M, latent), both ways.
+
+    The mean over z of the squared distance to the nearest of t, and the mean over t to the nearest of z; of
+    one number of a latent, so that it does not grow with their count.
+    """
+    distances = torch.cdist(z, t).square() / z.shape[1]
+    return distances.amin(0).mean() + distances.amin(1).mean()
+
+
+def relative(loss):
+    """loss over its own value, so that terms of any scale weigh the same (FreezeD's supervised training)."""
+    return loss / (loss.detach() + 1e-8)
+
+
+def main(settings: Settings) -> Path | None:
+    """Train, and return the run's folder; None after a dry run."""
+    check(settings)
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    source = Source.read(settings.source)
+    policies = settings.G.generator(settings.rescale, settings.frozen_norm)
+    G = Generator(source.latent, source.width, policies).to(device, memory_format=torch.channels_last)
+    D = Discriminator(source.width, Split(5, 0, 0).discriminator()).to(device)  # is neither asked nor taught
+    carry(G, source.generator, "G")
+    carry(D, source.discriminator, "D")
+    images = Images.load(settings.images, device)
+    print(f"{images} in {settings.images}, G{settings.G}, on {device}")
+    if settings.dry_run:
+        return print(table(G=G))
+
+    average = Average(G, settings.ema_decay)
+    latents = nn.Embedding(len(images), source.latent, device=device)  # from N(0, 1)
+    network = load(settings.features, device=str(device))
+    held = L2SP(settings.stay, G)
+    groups = [
+        {"params": learning(G), "lr": settings.learning_rate},
+        {"params": latents.parameters(), "lr": settings.latent_rate},
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3_000, 0.2)
+    parts = {"G": G, "D": D, "average": average, "latents": latents, "optimizer": optimizer}
+    parts["schedule"] = schedule
+    tune(G, iterations=settings.iterations, fast=settings.fast)
+    run = Run(settings, __file__, images, parts, title=f"G{settings.G.digits}")
+
+    def iteration():
+        chosen = images.draw(settings.batch_size)
+        real, z = images.at(chosen), latents(chosen)
+        fake = G(z + settings.noise * torch.randn_like(z))
+        pixels = F.l1_loss(fake, real)
+        with torch.no_grad():
+            wanted = network.maps(real)
+        likeness = [F.mse_loss(mine, its) for mine, its in zip(network.maps(fake), wanted, strict=True)]
+        spread = distance(z, torch.randn(10 * len(z), source.latent, device=device))
+        loss = relative(pixels) + settings.perceptual * sum(map(relative, likeness))
+        loss = loss + settings.spread * spread + held()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return {"pixels": pixels.detach(), "spread": spread.detach()}
+
+    for step in run.steps():
+        losses = iteration()
+        average.update(G, step)
+        run.losses(**losses)
+    return run.folder
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(settings)

@@ -1,0 +1,225 @@
+"""Carry a pre-trained WGAN over to a few images: a GAN of their codes (Mind2Mind, Frégier and Gouray 2021).
+
+    python mind2mind.py --images train_images/target_domain
+
+first makes an autoencoder of the source: the pre-trained generator is its decoder, and the pre-trained
+critic, with a code in place of a score, its encoder. Then the few images are coded, and a small GAN of two
+fully connected networks learns to generate codes; decoded they are images. Writes samples and checkpoints to
+a new folder in target_domain/.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Edit these constants, or override any of them on the command line."""
+
+    source: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained generator and discriminator
+    source_images: Path | None = (
+        None  # what the autoencoder learns on; the source's own samples, unless given
+    )
+    images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
+    autoencoder: int = 500  # iterations of the autoencoder, which come first
+    iterations: int = 2_000  # of both: the autoencoder's, then updates of the generator of codes
+    batch_size: int = 64  # images a step, real and generated each
+    critic_steps: int = 5  # critic updates before each generator update
+    learning_rate: float = 1e-4  # of Adam, for all networks
+    penalty: float = 10.0  # weight of the gradient penalty of the critic of codes
+    hidden: int = 512  # width of the generator and the critic of codes
+    augment: Augmentation = "flip"  # of the images that are coded
+    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
+    seed: int = 0
+    device: str | None = None  # cuda where there is a GPU, else cpu
+    fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
+    out: Path = Path("target_domain")  # where the run's folder is made
+    log_every: int = 50
+    sample_every: int = 100
+    save_every: int = 1000
+    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    reference: Path | None = None  # held-out images, which are scored against and never trained on
+    extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
+    resume: Path | None = None  # a run's folder to go on with, or latest
+    dry_run: bool = False  # print the plan, and stop
+
+
+if __name__ == "__main__":
+    settings = command_line(Settings)  # before torch is loaded, so that a wrong value is answered at once
+
+import copy
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from transfer.engine import captured, choose_device, tune
+from transfer.images import Augment, Images
+from transfer.layers import Conv, ConvUp, Norm
+from transfer.plan import FROM_SCRATCH, table
+from transfer.record import Run
+from transfer.weights import Average, Source, carry
+
+
+class Generator(nn.Module):
+    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
+
+    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+        super().__init__()
+        self.latent = latent
+        p1, p2, p3, p4, p5 = policies
+        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
+        self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
+        self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
+        self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
+        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
+
+    def forward(self, z):
+        x = z[:, :, None, None]  # N x 100 x 1 x 1
+        x = F.relu(self.norm1(self.conv1(x)))  # N x 512 x 4 x 4
+        x = F.relu(self.norm2(self.conv2(x)))  # N x 256 x 8 x 8
+        x = F.relu(self.norm3(self.conv3(x)))  # N x 128 x 16 x 16
+        x = F.relu(self.norm4(self.conv4(x)))  # N x 64 x 32 x 32
+        return torch.tanh(self.conv5(x))  # N x 3 x 64 x 64
+
+
+class Coded(Generator):
+    """z (N, latent) -> the decoder's images (N, 3, 64, 64) of the codes (N, latent) that are made of z."""
+
+    def __init__(self, latent=100, width=64, hidden=512):
+        super().__init__(latent, width)
+        self.mapping = perceptron(latent, hidden, hidden, latent)
+
+    decode = Generator.forward
+
+    def forward(self, z):
+        return self.decode(self.mapping(z))
+
+
+class Discriminator(nn.Module):
+    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
+
+    def __init__(self, width=64, policies=FROM_SCRATCH):
+        super().__init__()
+        p1, p2, p3, p4, p5 = policies
+        self.conv1 = Conv(3, width, 4, 2, 1, p1)
+        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
+        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
+        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
+        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
+        x = F.leaky_relu(self.norm2(self.conv2(x)), 0.2)  # N x 128 x 16 x 16
+        x = F.leaky_relu(self.norm3(self.conv3(x)), 0.2)  # N x 256 x 8 x 8
+        x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
+        return self.conv5(x).flatten()  # N
+
+
+class Encoder(Discriminator):
+    """x (N, 3, 64, 64) -> codes (N, latent): the critic with a code in place of its score."""
+
+    def __init__(self, latent=100, width=64):
+        super().__init__(width)
+        self.latent = latent
+        self.conv5 = Conv(8 * width, latent, 4, 1, 0)
+
+    def forward(self, x):
+        return super().forward(x).view(len(x), self.latent)
+
+
+def perceptron(*sizes):
+    """Linear layers of these sizes, ReLUs between them."""
+    layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def gradient_penalty(critic, real, fake):
+    """mean (|gradient of the critic at c| - 1)^2 over codes c between real and fake, each on its own line."""
+    c = torch.lerp(real, fake, torch.rand(len(real), 1, device=real.device)).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(c).sum(), c, create_graph=True)
+    return (gradient.norm(dim=1) - 1).square().mean()
+
+
+def main(settings: Settings) -> Path | None:
+    """Train, and return the run's folder; None after a dry run."""
+    check(settings)
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    source = Source.read(settings.source)
+    G = Coded(source.latent, source.width, settings.hidden).to(device, memory_format=torch.channels_last)
+    carry(G, source.generator, "G")
+    encoder = Encoder(source.latent, source.width)
+    scores = {"conv5.weight": encoder.conv5.weight}  # stays random: a code is no score
+    carry(encoder, source.discriminator | scores, "D")
+    encoder.to(device, memory_format=torch.channels_last)
+    critic = perceptron(source.latent, settings.hidden, settings.hidden, 1).to(device)
+    images = Images.load(settings.images, device)
+    faces = settings.source_images and Images.load(settings.source_images, device)
+    print(f"{images} in {settings.images}, coded after {settings.autoencoder} iterations, on {device}")
+    if settings.dry_run:
+        return print(table(G=G, E=encoder))
+
+    augment = Augment(settings.augment)
+    average = Average(G, settings.ema_decay)
+    original = copy.deepcopy(average.network)
+    adam = partial(torch.optim.Adam, lr=settings.learning_rate, capturable=device.type == "cuda")
+    decoder = [parameter for name, parameter in G.named_parameters() if not name.startswith("mapping.")]
+    optimizer = adam([*encoder.parameters(), *decoder])
+    optimizer_G, optimizer_D = (
+        adam(network.parameters(), betas=(0.0, 0.9)) for network in (G.mapping, critic)
+    )
+    parts = {"G": G, "D": critic, "encoder": encoder, "average": average, "optimizer": optimizer}
+    parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
+    tune(encoder, G, iterations=settings.iterations, fast=settings.fast)
+    run = Run(settings, __file__, images, parts)
+
+    def latents():
+        return torch.randn(settings.batch_size, source.latent, device=device)
+
+    def autoencoder_step():
+        with torch.no_grad():
+            x = faces.batch(settings.batch_size) if faces else original.decode(latents())
+        loss = F.mse_loss(G.decode(encoder(x)), x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"reconstruction": loss.detach()}
+
+    def critic_step():
+        with torch.no_grad():
+            real = encoder(augment.real(images.batch(settings.batch_size)))
+            fake = G.mapping(latents())
+        estimate = critic(real).mean() - critic(fake).mean()
+        loss = settings.penalty * gradient_penalty(critic, real, fake) - estimate
+        optimizer_D.zero_grad()
+        loss.backward()
+        optimizer_D.step()
+        return estimate.detach()
+
+    def code_step():
+        for _ in range(settings.critic_steps):
+            wasserstein = critic_step()
+        loss = -critic(G.mapping(latents())).mean()
+        optimizer_G.zero_grad()
+        loss.backward(inputs=list(G.mapping.parameters()))
+        optimizer_G.step()
+        return {"wasserstein": wasserstein, "generator": loss.detach()}
+
+    first, then = (captured(step, device, settings.fast) for step in (autoencoder_step, code_step))
+    for step in run.steps():
+        coding = step <= settings.autoencoder
+        encoder.train(coding)  # what the codes mean stays, once they are learnt from
+        losses = first() if coding else then()
+        average.update(G, step)
+        run.losses(**losses)
+    return run.folder
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(settings)

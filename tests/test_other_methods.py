@@ -1,0 +1,178 @@
+"""The methods that are no policy: what learns and what stays, their formulas, and the way to samples."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import generative_latent_optimization
+import mind2mind
+import minegan
+from fid.generator import draw
+from tests.test_nothing_lost import equal
+from tests.test_scripts import TINY
+from tests.test_twins import OTHERS
+from transfer import UserError, checkpoints
+from transfer.checkpoints import Checkpoints
+from transfer.images import grid
+from transfer.weights import Source
+
+METHODS = [generative_latent_optimization, mind2mind, minegan]
+OWN = {"generative_latent_optimization": {}, "mind2mind": {"autoencoder": 2, "hidden": 8}, "minegan": {}}
+
+
+@pytest.fixture
+def tiny(faces, source, tmp_path):
+    """A script's settings with which it takes a blink."""
+
+    def settings(script, **more):
+        fields = script.Settings.__dataclass_fields__
+        small = {name: value for name, value in TINY.items() if name in fields}
+        return script.Settings(
+            source=source, images=faces, out=tmp_path, **small | OWN[script.__name__] | more
+        )
+
+    return settings
+
+
+def newest(run):
+    return Checkpoints(run).newest()[1]
+
+
+def changed(before, after):
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+def test_these_are_all():
+    assert sorted(f"{script.__name__}.py" for script in METHODS) == OTHERS
+
+
+@pytest.mark.parametrize("script", METHODS)
+def test_resuming_is_exact_to_the_bit(script, tiny):
+    settings = tiny(script, iterations=4)
+    through = script.main(settings)
+    stopped = script.main(replace(settings, iterations=1))
+    script.main(replace(settings, resume=stopped, iterations=3))
+    script.main(replace(settings, resume=stopped))
+    assert equal(newest(through), newest(stopped))
+    lines = [json.loads(line) for line in (through / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("script", METHODS)
+def test_a_run_is_drawn_from_as_any_other(script, tiny):
+    settings = tiny(script, iterations=3)
+    run = script.main(settings)
+    drawn = draw(Source.read(run), 64, settings.seed, torch.device("cpu"))
+    with Image.open(run / "samples" / "000003.png") as sampled:
+        difference = np.asarray(sampled).astype(int) - np.asarray(grid(drawn)).astype(int)
+    assert abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("script", METHODS)
+def test_a_dry_run_prints_the_plan_and_writes_nothing(script, tiny, tmp_path, capsys):
+    assert script.main(tiny(script, dry_run=True)) is None
+    out = capsys.readouterr().out
+    assert "8 images" in out and "learning" in out and not list(tmp_path.iterdir())
+
+
+def test_the_miner_learns_and_the_generator_stays(tiny, source):
+    run = minegan.main(tiny(minegan, iterations=3, save_every=1))
+    start, end = Source.read(source), newest(run)
+    weights = {key for key in start.generator if "running" not in key and "num_batches" not in key}
+    assert all(torch.equal(start.generator[key], end["G"][key]) for key in weights)
+    first = checkpoints.load(run / "checkpoints" / "000002.pt")
+    moved = changed(first["G"], end["G"])
+    assert {key for key in moved if "running" not in key and "num_batches" not in key} == {
+        f"mapping.{index}.{name}" for index in (0, 2) for name in ("weight", "bias")
+    }
+    assert any(key.startswith("conv") for key in changed(start.discriminator, end["D"]))
+
+
+def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
+    script = generative_latent_optimization
+    settings = tiny(script, iterations=12, noise=0.0)
+    run = script.main(settings)
+    start, end = Source.read(source), newest(run)
+    assert equal(start.discriminator, end["D"]), "the critic goes along"
+    assert all(
+        torch.equal(start.generator[f"conv{i}.weight"], end["G"][f"conv{i}.weight"]) for i in range(1, 6)
+    )
+    assert all((end["G"][f"conv{i}.gamma"] != 1).any() for i in range(1, 6))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert np.mean([line["pixels"] for line in lines[-3:]]) < 0.9 * np.mean(
+        [line["pixels"] for line in lines[:3]]
+    )
+    torch.manual_seed(settings.seed)
+    assert not (end["latents"]["weight"] == 0).any() and len(end["latents"]["weight"]) == 8
+
+
+def test_at_step_0_latent_optimization_shows_the_sources_samples(tiny, source):
+    run = generative_latent_optimization.main(tiny(generative_latent_optimization, iterations=1))
+    drawn = draw(Source.read(source), 64, 0, torch.device("cpu"))
+    with Image.open(run / "samples" / "000000.png") as sampled:
+        assert abs(np.asarray(sampled).astype(int) - np.asarray(grid(drawn)).astype(int)).max() <= 1
+
+
+def test_the_distance_of_latents_is_to_the_nearest_both_ways():
+    random = np.random.default_rng(0)
+    z, t = random.normal(size=(4, 3)), random.normal(size=(7, 3))
+    squares = ((z[:, None] - t[None]) ** 2).mean(2)
+    expected = squares.min(0).mean() + squares.min(1).mean()
+    found = generative_latent_optimization.distance(torch.tensor(z), torch.tensor(t))
+    assert found.item() == pytest.approx(expected)
+
+
+def test_a_relative_loss_is_1_and_its_slope_the_logarithms():
+    x = torch.tensor(4.0, requires_grad=True)
+    loss = generative_latent_optimization.relative(x.square())
+    loss.backward()
+    assert loss.item() == pytest.approx(1) and x.grad.item() == pytest.approx(2 / 4)
+
+
+def test_first_the_autoencoder_learns_and_then_the_codes_are(tiny):
+    run = mind2mind.main(tiny(mind2mind, iterations=4, save_every=1))
+    middle = checkpoints.load(run / "checkpoints" / "000003.pt")
+    start = mind2mind.main(tiny(mind2mind, iterations=1))
+    first, end = newest(start), newest(run)
+
+    def parts(before, after):
+        moved = changed(before["G"], after["G"])
+        return {
+            "mapping": any(key.startswith("mapping") for key in moved),
+            "decoder": any(key.startswith("conv") for key in moved),
+            "encoder": bool(changed(before["encoder"], after["encoder"])),
+            "critic": bool(changed(before["D"], after["D"])),
+        }
+
+    both = mind2mind.main(tiny(mind2mind, iterations=2))
+    assert parts(first, newest(both)) == {"mapping": False, "decoder": True, "encoder": True, "critic": False}
+    assert parts(middle, end) == {"mapping": True, "decoder": False, "encoder": False, "critic": True}
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert ["reconstruction" in line for line in lines] == [True, True, False, False]
+
+
+def test_the_autoencoder_comes_to_draw_what_it_is_shown(tiny, faces):
+    run = mind2mind.main(
+        tiny(mind2mind, iterations=30, autoencoder=30, source_images=faces, learning_rate=2e-3)
+    )
+    lines = [json.loads(line)["reconstruction"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert np.mean(lines[-5:]) < 0.7 * np.mean(lines[:5])
+
+
+@pytest.mark.parametrize("length", [1.0, 3.0])
+def test_the_penalty_on_codes_is_zero_where_the_slope_is_one(length):
+    slope = torch.randn(6)
+    slope = slope / slope.norm() * length
+    found = mind2mind.gradient_penalty(lambda c: c @ slope, torch.randn(4, 6), torch.randn(4, 6))
+    assert found.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("script", [minegan, mind2mind])
+def test_what_is_mapped_first_is_no_source_of_a_transfer(script, tiny):
+    run = script.main(tiny(script, iterations=1))
+    with pytest.raises(UserError, match="does not fit"):
+        script.main(replace(tiny(script), source=run))
