@@ -1,21 +1,29 @@
-"""Share what a run has trained: its newest checkpoint as one safetensors file, with a card and a grid.
+"""What a run has trained, for other people: whole, or what a target domain adds to its source.
 
-    python -m transfer source_domain/0001-wgan_64 pretrained_model/wgan_64.safetensors
+    python -m transfer share source_domain/0001-wgan_64 pretrained_model/wgan_64.safetensors
+    python -m transfer adapter target_domain/0001-wgan_64_scale_shift-G050-D050 cartoon.safetensors
+    python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
 
-The file holds G and its moving average in half precision and D in full (a rounded 0.01 would be over the
-clip). The card, beside it as .md, says what the run's folder knows: settings, iterations, hardware, time and
-data; the grid, as .png, is the run's last one.
+share writes one safetensors file of the newest checkpoint, with a card and a grid: G and its moving average
+in half precision and D in full (a rounded 0.01 would be over the clip). The card, beside it as .md, says what
+the run's folder knows: settings, iterations, hardware, time and data; the grid, as .png, is the run's last
+one. adapter writes only the tensors that the source has not, and apply adds those of one or more runs to the
+source again.
 """
 
 import json
 import shutil
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from transfer import UserError
 from transfer.settings import user_errors
 
+SOURCE = Path("pretrained_model/wgan_64.safetensors")
 
-def share(run: Path, file: Path) -> None:
+
+def share(run: Positional[Path], file: Positional[Path]) -> None:
     """Write FILE.safetensors, FILE.md and FILE.png from the run's newest checkpoint.
 
     Raises:
@@ -24,8 +32,7 @@ def share(run: Path, file: Path) -> None:
     from transfer import weights
     from transfer.checkpoints import Checkpoints
 
-    if file.suffix != ".safetensors":
-        raise UserError(f"{file} does not end in .safetensors: give a name that does")
+    _check_name(file)
     _, state = Checkpoints(run).newest()
     description = json.loads((run / "settings.json").read_text())
     card = {
@@ -41,6 +48,56 @@ def share(run: Path, file: Path) -> None:
     grids = sorted(path for path in (run / "samples").glob("*.png") if int(path.stem) <= state["step"])
     shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
     file.with_suffix(".md").write_text(page(file, card))
+
+
+def adapter(run: Positional[Path], file: Positional[Path]) -> None:
+    """Write the tensors of RUN's newest checkpoint that its source has not to FILE.safetensors.
+
+    Raises:
+        UserError: when the run has no checkpoint or no source, or the file's name has another ending.
+    """
+    from transfer.adapters import Adapter
+
+    _check_name(file)
+    own = Adapter.of(run)
+    own.write(file)
+    numbers = sum(tensor.numel() for tensors in own.networks.values() for tensor in tensors.values())
+    print(f"{numbers:,} numbers, {file.stat().st_size / 1e6:.1f} MB, are in {file}")
+
+
+def apply(
+    adapters: Positional[tuple[Path, ...]], to: Path, source: Path = SOURCE, shares: tuple[float, ...] = ()
+) -> None:
+    """Write the source with the adapters' differences from it, times their shares, as a shared file.
+
+    Args:
+        adapters: the files that python -m transfer adapter has written.
+        to: the file to write, which is read where a source or a run is.
+        source: what the adapters were carried over from.
+        shares: one number for each adapter; equal ones that add up to 1, unless given.
+
+    Raises:
+        UserError: when a file is no adapter of the source, or there are more or fewer shares than adapters.
+    """
+    from transfer import weights
+    from transfer.adapters import Adapter, applied
+
+    _check_name(to)
+    shares = shares or (1 / len(adapters),) * len(adapters) if adapters else ()
+    if not adapters or len(shares) != len(adapters):
+        raise UserError(
+            f"{len(shares)} shares for {len(adapters)} adapters: give one for each of at least one"
+        )
+    found = [Adapter.read(file) for file in adapters]
+    networks = applied(weights.Source.read(source), found, shares)
+    card = {**found[0].card, "mixed": dict(zip(map(str, adapters), shares, strict=True))}
+    to.parent.mkdir(parents=True, exist_ok=True)
+    weights.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
+
+
+def _check_name(file: Path) -> None:
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file} does not end in .safetensors: give a name that does")
 
 
 def seconds(run: Path, step: int) -> float:
@@ -69,7 +126,7 @@ def page(file: Path, card: dict) -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
-        f"# {file.name}\n\nWritten by `python -m transfer` from the run's folder.\n\n"
+        f"# {file.name}\n\nWritten by `python -m transfer share` from the run's folder.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         f"![64 samples of the averaged generator]({file.stem}.png)\n"
     )
@@ -79,4 +136,5 @@ if __name__ == "__main__":
     import tyro
 
     with user_errors():
-        tyro.cli(share, description=__doc__, prog="python -m transfer", config=(tyro.conf.Positional,))
+        commands = {"share": share, "adapter": adapter, "apply": apply}
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, prog="python -m transfer")

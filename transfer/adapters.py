@@ -1,0 +1,170 @@
+"""The adapters: what a target domain adds to its source, as a small file, to be applied and mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfer import UserError, checkpoints
+from transfer.layers import Conv, ConvUp
+from transfer.plan import LAYERS, Policy, plan
+from transfer.weights import Source
+
+Tensors = dict[str, dict[str, Tensor]]  # of "ema", the averaged generator, and of "D"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A target domain's own tensors, which its source has not, of the averaged generator and the critic.
+
+    Attributes:
+        networks: "ema" and "D", each the tensors by their name.
+        source: the fingerprint of the source that they belong to.
+        card: what the run's folder says of it: script, settings, iterations.
+    """
+
+    networks: Tensors
+    source: str
+    card: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Path) -> Adapter:
+        """What a run's newest checkpoint has that its source has not.
+
+        Raises:
+            UserError: when the run was not carried over from a source, or that is not where it was.
+        """
+        _, state = checkpoints.Checkpoints(run).newest()
+        settings = state["settings"]
+        if "source" not in settings or "G" not in settings:
+            raise UserError(f"{run} was not carried over from a source under a plan: share it whole")
+        source = Source.read(Path(settings["source"]))
+        networks = {
+            name: {
+                key: tensor.cpu() for key, tensor in state[name].items() if not _same(tensor, origin.get(key))
+            }
+            for name, origin in _networks(source).items()
+        }
+        card = {"script": state["script"], "settings": settings, "iterations": state["step"]}
+        return cls(networks, fingerprint(source), card)
+
+    @classmethod
+    def read(cls, file: Path) -> Adapter:
+        """Read a file that write has written.
+
+        Raises:
+            UserError: when it is none.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as handle:
+                card = json.loads((handle.metadata() or {})["adapter"])
+                keys = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118, no mapping
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{file} is no adapter ({error}): write one with python -m transfer adapter"
+            ) from None
+        networks: Tensors = {"ema": {}, "D": {}}
+        for key, tensor in keys.items():
+            name, _, rest = key.partition(".")
+            networks[name][rest] = tensor.float() if tensor.is_floating_point() else tensor
+        return cls(networks, card.pop("source"), card)
+
+    def write(self, file: Path) -> None:
+        """Write a safetensors file, the generator's tensors in half precision."""
+        from safetensors.torch import save
+
+        tensors = {
+            f"{name}.{key}": (
+                tensor.half() if name == "ema" and tensor.is_floating_point() else tensor
+            ).contiguous()
+            for name, own in self.networks.items()
+            for key, tensor in own.items()
+        }
+        data = save(tensors, {"adapter": json.dumps({**self.card, "source": self.source})})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.write(file, lambda handle: handle.write(data))
+
+    @property
+    def plans(self) -> tuple[tuple[Policy, ...], tuple[Policy, ...]]:
+        """The policies of G's and of D's layers."""
+        settings = self.card["settings"]
+        rescale = settings.get("rescale", "adafm")
+        D = settings.get("D", (LAYERS, 0, 0))  # goes along unchanged where there is no plan of it
+        return plan(*settings["G"]).generator(rescale), plan(*D).discriminator(rescale)
+
+    @property
+    def mapping(self) -> set[str]:
+        """The tensors of what comes before the generator's first layer."""
+        return {key for key in self.networks["ema"] if key.startswith("mapping.")}
+
+
+def applied(source: Source, adapters: Sequence[Adapter], shares: Sequence[float]) -> Tensors:
+    """The source with each adapter's difference from it, times its share, added.
+
+    One adapter with share 1 gives the run that it is of; shares that add up to 1 go between target domains, a
+    smaller sum towards the source. What is no float is the first adapter's.
+
+    Raises:
+        UserError: when the adapters are of another source, or of different plans.
+    """
+    wanted, plans, mapping = fingerprint(source), adapters[0].plans, adapters[0].mapping
+    for adapter in adapters:
+        if adapter.source != wanted:
+            raise UserError("the adapter was made for another source: give that one as --source")
+        if adapter.plans != plans or adapter.mapping != mapping:
+            raise UserError("the adapters have different plans: mix those of one G(i,j,k), D(i,j,k)")
+    result: Tensors = {}
+    for (name, start), policies, kind in zip(_networks(source).items(), plans, (ConvUp, Conv), strict=True):
+        start = start | _modulation(start, policies, kind)
+        if name == "ema":
+            start |= {key: torch.zeros_like(adapters[0].networks[name][key]) for key in mapping}
+        result[name] = dict(start)
+        for key in {key: None for adapter in adapters for key in adapter.networks[name]}:
+            mine = [adapter.networks[name].get(key, start[key]) for adapter in adapters]
+            result[name][key] = mine[0]
+            if mine[0].is_floating_point():
+                parts = (share * (each - start[key]) for share, each in zip(shares, mine, strict=True))
+                result[name][key] = mine[0] if tuple(shares) == (1,) else start[key] + sum(parts)
+    return result
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 over the source's tensors."""
+    digest = hashlib.sha256()
+    for name, tensors in _networks(source).items():
+        for key in sorted(tensors):
+            digest.update(f"{name}.{key}".encode() + tensors[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _networks(source: Source) -> Tensors:
+    return {"ema": source.generator, "D": source.discriminator}
+
+
+def _same(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.equal(tensor.cpu(), other)
+
+
+def _modulation(tensors: dict[str, Tensor], policies: tuple[Policy, ...], kind: type) -> dict[str, Tensor]:
+    """Where the plan's gammas and betas start."""
+    found = {}
+    for index, policy in enumerate(policies, start=1):
+        weight = tensors[f"conv{index}.weight"]
+        first, second = weight.shape[:2]
+        sizes = (second, first) if kind is Conv else (first, second)
+        layer = kind(*sizes, weight.shape[-1], 1, 0, policy)
+        layer.load_state_dict({"weight": weight}, strict=False)
+        layer.start()
+        found |= {
+            f"conv{index}.{key}": each.detach() for key, each in layer.named_parameters() if key != "weight"
+        }
+    return found
