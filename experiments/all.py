@@ -11,6 +11,7 @@ from experiments import (
     figures_23_24,
     from_scratch,
     frozen_norm,
+    league,
     learning_rate,
     table_1,
     table_2,
@@ -30,6 +31,7 @@ TABLES = tuple(
         from_scratch,
         frozen_norm,
         learning_rate,
+        league,
     )
 )
 

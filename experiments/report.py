@@ -74,7 +74,7 @@ def mean(numbers: list[float], digits: int = 1) -> str:
 
 HEAD = (
     "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "FID, training", "best iteration",
-    "KID x 1000 there", "near copies", "minutes", "seeds",
+    "KID x 1000 there", "diversity", "near copies", "numbers that learn", "minutes", "seeds",
 )  # fmt: skip
 
 
@@ -90,7 +90,9 @@ def cells(row: Row, runs: Lines) -> tuple[str, ...]:
         mean([run["scores"][-1]["fid"] for run in runs]),
         mean([scores["step"] for scores in best], 0),
         mean([merit(scores) for scores in best]),
+        mean([run["scores"][-1]["diversity"] for run in runs], 2),
         mean(copies, 2),
+        f"{runs[0]['learning']:,}",
         mean([run["seconds"] / 60 for run in runs], 0),
         str(len(runs)),
     )

@@ -157,6 +157,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "images": {**description["images"], "name": budget.images.name},
         "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
         "losses": log[-1],
+        "learning": sum(description["learning"].values()),
         "seconds": round(trained(folder, settings.iterations), 1),
         "hardware": description["hardware"],
         "versions": versions(),

@@ -137,8 +137,9 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
 
 def test_every_table_of_the_dissertation_can_be_run():
     found = {table.key: table for table in report.TABLES}
-    assert len(found) == 8
-    published = sorted(row.published for table in found.values() for row in table.rows if row.published)
+    assert len(found) == 9
+    tables_of_it = [table for key, table in found.items() if key != "league"]
+    published = sorted(row.published for table in tables_of_it for row in table.rows if row.published)
     assert published == [195, 195, 204, 209, 220, 223, 225, 236]
     for table in found.values():
         budget = tables.PRETRAINING if table.pretraining else Budget()
@@ -178,3 +179,21 @@ def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_be
     ]
     alone = report.groups(Table("", "", "", rows), [scratch])
     assert list(alone.values()) == [{"scratch": [scratch]}]
+
+
+def test_every_method_is_in_the_league_once_and_any_other_row_of_it_is_shared():
+    rows = {row.name: row for row in report.TABLES[-1].rows}
+    settings = [tables.settings_of(row, 0, Budget()) for row in rows.values()]
+    policies = {getattr(each, "rescale", None) for each, row in zip(settings, rows.values(), strict=True)}
+    assert policies >= {"adafm", "normalised_adafm", "filter_selection", "singular_values", "rank_one"}
+    terms = {"l2_sp", "distillation", "ewc", "consistency", "lecam", "adapt"}
+    used = [{term for term in terms if getattr(each, term, 0)} for each in settings]
+    assert sorted(term for each in used for term in each) == sorted(terms)
+    scripts = {row.script for row in rows.values()}
+    assert scripts >= {"generative_latent_optimization", "mind2mind", "minegan"}
+    assert len({tables.identity(row, 0, Budget()) for row in rows.values()}) == len(report.TABLES[-1].rows)
+    best = next(row for row in rows.values() if row.published == 195)
+    (same,) = (
+        row for table in report.TABLES if table.key == "table_7" for row in table.rows if row.published == 195
+    )
+    assert tables.identity(best, 0, Budget()) == tables.identity(same, 0, Budget())

@@ -131,6 +131,7 @@ class Run:
             "settings": plain(self.settings),
             "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
             "unreadable": self.images.unreadable,
+            "learning": {name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
             "hardware": hardware(self.device),
             "versions": versions(),
             "started": timestamp(),
@@ -303,7 +304,7 @@ class Run:
         for name, part in self.parts.items():
             if isinstance(part, Average):
                 state["ema"] = part.network.state_dict()
-            elif isinstance(part, torch.optim.Optimizer):
+            elif _is_optimizer(part):
                 state["optimizers"][name] = part.state_dict()
             else:
                 state[name] = part.state_dict()
@@ -330,7 +331,7 @@ class Run:
             for name, part in self.parts.items():
                 if isinstance(part, Average):
                     part.network.load_state_dict(state["ema"])
-                elif isinstance(part, torch.optim.Optimizer):
+                elif _is_optimizer(part):
                     _load_optimizer(part, state["optimizers"][name])
                 else:
                     part.load_state_dict(state[name])
@@ -356,6 +357,15 @@ class Run:
         description["resumed"] = [*description.get("resumed", []), again]
         checkpoints.write_json(folder / "settings.json", description)
         print(f"going on with {folder} after iteration {self.step}")
+
+
+def _is_optimizer(part: Any) -> bool:
+    return isinstance(part, torch.optim.Optimizer)
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> int:
+    """How many numbers it teaches."""
+    return sum(tensor.numel() for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
