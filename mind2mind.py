@@ -154,8 +154,8 @@ def main(settings: Settings) -> Path | None:
     G = Coded(source.latent, source.width, settings.hidden).to(device, memory_format=torch.channels_last)
     carry(G, source.generator, "G")
     encoder = Encoder(source.latent, source.width)
-    scores = {"conv5.weight": encoder.conv5.weight}  # stays random: a code is no score
-    carry(encoder, source.discriminator | scores, "D")
+    codes = {"conv5.weight": encoder.conv5.weight}  # stays random: a code is no score
+    carry(encoder, source.discriminator | codes, "D")
     encoder.to(device, memory_format=torch.channels_last)
     critic = perceptron(source.latent, settings.hidden, settings.hidden, 1).to(device)
     images = Images.load(settings.images, device)

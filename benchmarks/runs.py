@@ -37,10 +37,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("images", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scripts", nargs="+", default=["wgan_64", "wgan_gp_64"])
     parser.add_argument("--extractor", default="efficientnet_lite0")
     args = parser.parse_args()
     images, extractor = Images.load(args.images), load(args.extractor)
-    for name in ("wgan_64", "wgan_gp_64"):
+    for name in args.scripts:
         scores: dict[str, list[float]] = {"ours": [], "textbook": []}
         for seed in range(args.seeds):
             ours, theirs, parts, networks = pair(name, images, WIDTH, BATCH, seed=seed)

@@ -236,6 +236,13 @@ def test_resuming_with_every_term_is_exact(faces, source, tmp_path):
     assert equal(*ends) and ends[0]["augment"]["scores"].all() and ends[0]["lecam"]["updates"] == 6
 
 
+@pytest.mark.parametrize("network", ["G", "D"])
+def test_terms_of_a_network_that_is_frozen_throughout_are_no_obstacle(network, faces, source, tmp_path):
+    more = {**WEIGHTS, network: Split(5, 0, 0)}
+    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, iterations=1, **more)
+    assert script.main(settings).exists()
+
+
 def test_a_weight_below_0_is_refused(faces, source, tmp_path):
     script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, lecam=-1.0)
     with pytest.raises(UserError, match=r"lecam is -1\.0: give at least 0"):

@@ -61,7 +61,7 @@ class EWC(Regulariser):
         if weight:
             self.tensors = learning(G)
             self.start = [tensor.detach().clone() for tensor in self.tensors]
-            self.fisher = fisher(G, D, samples)
+            self.fisher = fisher(G, D, samples) if self.tensors else []
 
     def term(self) -> Tensor:
         each = zip(self.fisher, self.tensors, self.start, strict=True)
