@@ -8,6 +8,7 @@ the source domain, has its own command.
 """
 
 from experiments import (
+    batch_size,
     figures_23_24,
     from_scratch,
     frozen_norm,
@@ -31,6 +32,7 @@ TABLES = tuple(
         from_scratch,
         frozen_norm,
         learning_rate,
+        batch_size,
         league,
     )
 )

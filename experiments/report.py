@@ -26,7 +26,8 @@ Lines = list[dict[str, Any]]
 def of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
     fields = record.plain(importlib.import_module(row.script).Settings(**row.settings))
-    wanted = {key: value for key, value in fields.items() if key not in IGNORED | BUDGET}
+    unsaid = IGNORED | BUDGET | ({"batch_size"} - row.settings.keys())  # the budget's, or the row's own
+    wanted = {key: value for key, value in fields.items() if key not in unsaid}
     return [
         line
         for line in found
@@ -37,10 +38,10 @@ def of(row: Row, found: Lines) -> Lines:
 def groups(table: Table, found: Lines) -> dict[tuple, dict[str, Lines]]:
     """The lines of a table by what was spent, and by row: only runs of equal budgets stand in one table.
 
-    A budget is (iterations, images, held-out images, extractor, source). What has no source, because it was
+    A budget is (how much, images, held-out images, extractor, source). What has no source, because it was
     trained from scratch, stands beside each of them.
     """
-    plans = [(row, line, spent(line)) for row in table.rows for line in of(row, found)]
+    plans = [(row, line, spent(row, line)) for row in table.rows for line in of(row, found)]
     by_budget: dict[tuple, dict[str, Lines]] = defaultdict(dict)
     for row, line, budget in plans:
         beside = [other for *_, other in plans if other[-1] and other[:-1] == budget[:-1]]
@@ -49,10 +50,14 @@ def groups(table: Table, found: Lines) -> dict[tuple, dict[str, Lines]]:
     return dict(by_budget)
 
 
-def spent(line: dict[str, Any]) -> tuple:
-    """A run's budget."""
-    keys = ("iterations", "images", "reference", "extractor", "source")
-    return tuple(line["settings"].get(key) for key in keys)
+def spent(row: Row, line: dict[str, Any]) -> tuple:
+    """A run's budget: its iterations, or the images that it drew where a row has a batch size of its own."""
+    settings = line["settings"]
+    iterations, batch_size = settings["iterations"], settings["batch_size"]
+    much = f"{iterations:,} iterations of {batch_size} images"
+    if "batch_size" in row.settings:
+        much = f"{iterations * batch_size:,} images"
+    return much, *(settings.get(key) for key in ("images", "reference", "extractor", "source"))
 
 
 def last(line: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def sections() -> list[dict[str, Any]]:
     found, result = lines.read("run"), []
     for table in TABLES:
         parts = []
-        for (iterations, images, reference, *_, source), runs in groups(table, found).items():
+        for (much, images, reference, *_, source), runs in groups(table, found).items():
             rows = [row for row in table.rows if row.name in runs]
             first = runs[rows[0].name][0]
             counts = first["scores"][-1]
@@ -137,7 +142,7 @@ def sections() -> list[dict[str, Any]]:
             machines = {run["hardware"] for each in runs.values() for run in each}
             parts.append(
                 {
-                    "title": f"{iterations:,} iterations",
+                    "title": much,
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
                     f" {f'from {source}' if source else 'from scratch'}, on {'; '.join(sorted(machines))};"
                     " ± is the standard deviation over the seeds.",

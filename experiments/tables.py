@@ -49,6 +49,7 @@ class Budget:
     images: Path = Path("train_images/target_domain")  # what is trained on
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     iterations: int = 2_000
+    batch_size: int = 64  # a row with a batch of its own gets the iterations that draw as many images
     seeds: int = 1
     score_every: int = 250
     extractor: Extractor = "efficientnet_lite0"
@@ -68,18 +69,22 @@ PRETRAINING = Budget(
 def settings_of(row: Row, seed: int, budget: Budget) -> Any:
     """The script's settings for a row."""
     script = importlib.import_module(row.script)
-    return script.Settings(
+    batch_size = row.settings.get("batch_size", budget.batch_size)
+    iterations = budget.iterations * budget.batch_size // batch_size
+    every = min(budget.score_every * budget.batch_size // batch_size, iterations)
+    given = dict(
         images=budget.images,
         reference=budget.reference,
-        iterations=budget.iterations,
-        score_every=min(budget.score_every, budget.iterations),
-        sample_every=min(budget.score_every, budget.iterations),
+        iterations=iterations,
+        batch_size=batch_size,
+        score_every=every,
+        sample_every=every,
         save_every=50,
         seed=seed,
         extractor=budget.extractor,
         device=budget.device,
-        **row.settings,
     )
+    return script.Settings(**given | row.settings)
 
 
 def described(settings: Any) -> dict[str, Any]:
@@ -120,8 +125,12 @@ def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int
 
 def seconds(rows: Sequence[Row], budget: Budget) -> float:
     """How long the runs would take, from what the same scripts took before."""
-    took = {line["script"]: line["seconds"] / line["iterations"] for line in lines.read("run")}
-    return sum(took.get(row.script, SECONDS) * budget.iterations for row in rows)
+    took = {
+        line["script"]: line["seconds"] / line["iterations"] / line["settings"]["batch_size"]
+        for line in lines.read("run")
+    }
+    images = budget.iterations * budget.batch_size
+    return sum(took.get(row.script, SECONDS / 64) * images for row in rows)
 
 
 def make(tables: Sequence[Table], budget: Budget) -> None:

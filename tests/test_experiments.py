@@ -65,12 +65,14 @@ def table(tmp_path, monkeypatch, faces, source):
         monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(record, "SCORED", 64)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
-    tiny = {"source": source, "batch_size": 4, "critic_steps": 1}
+    tiny = {"source": source, "critic_steps": 1}
     rows = (
         Row("fine-tuned", "wgan_64_finetune", tiny, 209),
         Row("frozen", "wgan_64_freeze_layers", tiny, 225),
     )
-    budget = Budget(faces, faces, iterations=2, score_every=1, device="cpu", out=tmp_path / "out")
+    budget = Budget(
+        faces, faces, iterations=2, batch_size=4, score_every=1, device="cpu", out=tmp_path / "out"
+    )
     table = Table("table_0", "Table 0: two plans", "The first is better.", rows)
     monkeypatch.setattr(report, "TABLES", (table,))
     return table, budget
@@ -112,6 +114,24 @@ def test_seeds_and_budgets_are_runs_of_their_own(table):
     )
 
 
+def test_batches_of_another_size_draw_as_many_images_and_stand_in_one_table():
+    rows = [Row(str(size), "wgan_64_finetune", {"batch_size": size}) for size in (4, 2)]
+    budget = Budget(iterations=6, batch_size=4, score_every=3)
+    settings = [tables.settings_of(row, 0, budget) for row in rows]
+    assert [(each.iterations, each.batch_size, each.score_every) for each in settings] == [
+        (6, 4, 3),
+        (12, 2, 6),
+    ]
+    found = [run_of("wgan_64_finetune", "any", batch_size=size, iterations=24 // size) for size in (4, 2)]
+    four, two = found
+    assert list(report.groups(Table("", "", "", tuple(rows)), found).values()) == [{"4": [four], "2": [two]}]
+    silent = Table("", "", "", (Row("fine-tuned", "wgan_64_finetune"),))
+    assert {key[0]: runs for key, runs in report.groups(silent, found).items()} == {
+        "6 iterations of 4 images": {"fine-tuned": [four]},
+        "12 iterations of 2 images": {"fine-tuned": [two]},
+    }
+
+
 def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
     table, budget = table
     row = table.rows[0]
@@ -137,7 +157,7 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
 
 def test_every_table_of_the_dissertation_can_be_run():
     found = {table.key: table for table in report.TABLES}
-    assert len(found) == 9
+    assert len(found) == 10
     tables_of_it = [table for key, table in found.items() if key != "league"]
     published = sorted(row.published for table in tables_of_it for row in table.rows if row.published)
     assert published == [195, 195, 204, 209, 220, 223, 225, 236]
@@ -163,8 +183,8 @@ def test_the_verdict_follows_from_the_figures(ends, said):
 
 def run_of(script, source, seed=0, **settings):
     """A line as tables.make writes it, with what groups look at."""
-    own = {"images": "96", "reference": "held", "iterations": 300, "extractor": "lite", "seed": seed}
-    plain = record.plain(importlib.import_module(script).Settings(**settings))
+    own = {"images": "96", "reference": "held", "extractor": "lite", "seed": seed}
+    plain = record.plain(importlib.import_module(script).Settings(**{"iterations": 300} | settings))
     return {"script": script, "settings": {**plain, **own, "source": source}}
 
 
