@@ -25,7 +25,7 @@ class Settings:
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
     autoencoder: int = 500  # iterations of the autoencoder, which come first
     iterations: int = 2_000  # of both: the autoencoder's, then updates of the generator of codes
-    batch_size: int = 64  # images a step, real and generated each
+    batch_size: int = 16  # images a step, real and generated each
     critic_steps: int = 5  # critic updates before each generator update
     learning_rate: float = 1e-4  # of Adam, for all networks
     penalty: float = 10.0  # weight of the gradient penalty of the critic of codes

@@ -26,7 +26,7 @@ class Settings:
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
     iterations: int = 1_000  # generator updates; the dissertation's 20,000 is one flag away
-    batch_size: int = 64  # images a step, real and generated each
+    batch_size: int = 16  # images a step, real and generated each
     critic_steps: int = 5  # critic updates before each generator update
     learning_rate: float = 2e-4  # of RMSprop, for both networks
     clip: float = 0.01  # the critic's effective kernels stay in [-clip, clip]

@@ -2,9 +2,9 @@
 
     python -m experiments.figures_23_24 --images TARGET_96 --reference HELD_OUT
 
-The dissertation finds that with four layers frozen the samples stay close to the source domain, and that with
-three they are closer to the target; it gives no scores for these. At the speed of docs/performance.md 2,000
-iterations would take 100 minutes at most on two AVX2 cores.
+The dissertation finds that with four layers frozen the samples stay close to the source domain, and that
+with three they are closer to the target; it gives no scores for these. 2,000 iterations of 16 images take
+about an hour on one AVX2 core.
 """
 
 from experiments.tables import Row, Table, main

@@ -5,8 +5,8 @@
 The dissertation reviews these methods and compares four combinations of its own. Policies are applied to
 every layer of both networks; terms of the loss and the augmentation that adapts itself go with fine-tuning
 everything, which they are to hold back. The terms have one weight each, with which their gradient is some
-tenth of the whole after 40 iterations (batch 16); it was not tuned further. At the speed of
-docs/performance.md 2,000 iterations would take 100 minutes a run at most on two AVX2 cores.
+tenth of the whole after 40 iterations (batch 16); it was not tuned further. 2,000 iterations of 16 images
+take about an hour on one AVX2 core.
 """
 
 from experiments import table_7, table_11

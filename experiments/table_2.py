@@ -3,8 +3,8 @@
     python -m experiments.table_2 --images TARGET_96 --reference HELD_OUT
 
 The dissertation shows augmented images and says that augmentation has to be kept within a range to do good;
-it gives no scores. Mirroring alone and DiffAugment, which also changes what is generated, are added. At the
-speed of docs/performance.md 2,000 iterations would take 100 minutes on two AVX2 cores.
+it gives no scores. Mirroring alone and DiffAugment, which also changes what is generated, are added. 2,000
+iterations of 16 images take about an hour on one AVX2 core.
 """
 
 from experiments.tables import Row, Table, main

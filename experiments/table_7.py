@@ -3,7 +3,7 @@
     python -m experiments.table_7 --images TARGET_96 --reference HELD_OUT
 
 The dissertation's FIDs after up to 20,000 iterations are 220, 195, 204 and 223: D(1,2,2) G(1,2,2) is the
-best. At the speed of docs/performance.md 2,000 iterations would take 100 minutes on two AVX2 cores.
+best. 2,000 iterations of 16 images take about an hour on one AVX2 core.
 """
 
 from experiments.tables import Row, Table, main

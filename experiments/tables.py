@@ -49,7 +49,7 @@ class Budget:
     images: Path = Path("train_images/target_domain")  # what is trained on
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     iterations: int = 2_000
-    batch_size: int = 64  # a row with a batch of its own gets the iterations that draw as many images
+    batch_size: int = 16  # a row with another gets the iterations that make as many images
     seeds: int = 1
     score_every: int = 250
     extractor: Extractor = "efficientnet_lite0"
@@ -61,6 +61,7 @@ class Budget:
 PRETRAINING = Budget(
     images=Path("train_images/source_domain"),
     iterations=8_000,
+    batch_size=64,
     score_every=1_000,
     out=Path("source_domain/tables"),
 )
