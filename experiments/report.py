@@ -125,7 +125,10 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
 
 
 def sections() -> list[dict[str, Any]]:
-    """What the page and the report show: a table of each budget for each of the dissertation's."""
+    """What the page and the report show: for each of the dissertation's tables one of each budget.
+
+    A budget that only one row has been given compares nothing, and is left out where another compares.
+    """
     found, result = lines.read("run"), []
     for table in TABLES:
         parts = []
@@ -153,7 +156,8 @@ def sections() -> list[dict[str, Any]]:
                     "absent": [row.name for row in table.rows if row.name not in runs],
                 }
             )
-        result.append({"table": table, "parts": parts})
+        comparing = [part for part in parts if len(part["rows"]) > 1]
+        result.append({"table": table, "parts": comparing or parts})
     return result
 
 

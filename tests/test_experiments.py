@@ -184,7 +184,8 @@ def test_the_verdict_follows_from_the_figures(ends, said):
 def run_of(script, source, seed=0, **settings):
     """A line as tables.make writes it, with what groups look at."""
     own = {"images": "96", "reference": "held", "extractor": "lite", "seed": seed}
-    plain = record.plain(importlib.import_module(script).Settings(**{"iterations": 300} | settings))
+    size = {"iterations": 300, "batch_size": 16}
+    plain = record.plain(importlib.import_module(script).Settings(**size | settings))
     return {"script": script, "settings": {**plain, **own, "source": source}}
 
 
@@ -199,6 +200,23 @@ def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_be
     ]
     alone = report.groups(Table("", "", "", rows), [scratch])
     assert list(alone.values()) == [{"scratch": [scratch]}]
+
+
+def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkeypatch):
+    rows = tuple(Row(script, script) for script in ("wgan_64_finetune", "wgan_64_freeze_layers"))
+    monkeypatch.setattr(report, "TABLES", (Table("", "", "", rows),))
+    scores = [{"step": 1, "fid": 1.0, "kid": 1.0, "n_generated": 9, "extractor": "lite", "diversity": 1.0}]
+    scores[0] |= {"heldout": None, "memorisation": {"near_copies": 0.0}}
+    also = {"scores": scores, "hardware": "", "seconds": 1, "learning": 1, "images": {"count": 9}, "seed": 0}
+    found = [run_of(row.script, "any", iterations=10) | also for row in rows]
+    found.append(run_of("wgan_64_finetune", "any", iterations=20) | also)
+    found = [{**line, "settings": {**line["settings"], "reference": None}} for line in found]
+    monkeypatch.setattr(lines, "read", lambda kind: found)
+    (section,) = report.sections()
+    assert [part["title"] for part in section["parts"]] == ["10 iterations of 16 images"]
+    monkeypatch.setattr(lines, "read", lambda kind: found[2:])
+    (section,) = report.sections()
+    assert [part["title"] for part in section["parts"]] == ["20 iterations of 16 images"]
 
 
 def test_every_method_is_in_the_league_once_and_any_other_row_of_it_is_shared():
