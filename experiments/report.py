@@ -105,9 +105,9 @@ def cells(row: Row, runs: Lines) -> tuple[str, ...]:
 
 def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
     """What the runs of each row, by its name, say of the dissertation's order, in sentences."""
-    ends = {row.name: statistics.mean(merit(run["scores"][-1]) for run in runs[row.name]) for row in rows}
-    ours = sorted(ends, key=ends.__getitem__)
-    text = [f"By KID at the end, best first: {'; '.join(ours)}."]
+    ends = {row.name: [merit(run["scores"][-1]) for run in runs[row.name]] for row in rows}
+    ours = sorted(ends, key=lambda name: statistics.mean(ends[name]))
+    text = [f"By KID x 1000 at the end: {'; '.join(f'{name} ({mean(ends[name])})' for name in ours)}."]
     published = {row.name: row.published for row in rows if row.published is not None}
     if len(published) > 1:
         theirs = sorted(published, key=published.__getitem__)
@@ -161,14 +161,29 @@ def sections() -> list[dict[str, Any]]:
     return result
 
 
+def in_short(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Of each table that compares anything: its title, and what its fullest part says of the order."""
+    result = []
+    for section in found:
+        part = max(section["parts"], key=lambda part: len(part["rows"]), default=None)
+        if part and len(part["rows"]) > 1:
+            title = f"{section['table'].title}, {part['title']}"
+            order = [sentence for sentence in part["verdict"] if "order" in sentence]
+            result.append((title, " ".join([part["verdict"][0], *order])))
+    return result
+
+
 def page() -> str:
     """docs/results.md."""
+    found = sections()
     text = (
         "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing"
         " is typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs"
         " are of other images and another extractor: only the order can be compared.\n\n"
+        "## In short\n\n"
     )
-    for section in sections():
+    text += "".join(f"- **{title}.** {said}\n" for title, said in in_short(found)) + "\n"
+    for section in found:
         table = section["table"]
         text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
         if not section["parts"]:
@@ -241,8 +256,9 @@ def html() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found = sections()
     return environment.get_template("report.html.jinja").render(
-        sections=sections(), curves=curves, strips=strips
+        sections=found, short=in_short(found), curves=curves, strips=strips
     )
 
 
