@@ -78,8 +78,8 @@ def mean(numbers: list[float], digits: int = 1) -> str:
 
 
 HEAD = (
-    "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "FID, training", "best iteration",
-    "KID x 1000 there", "diversity", "near copies", "numbers that learn", "minutes", "seeds",
+    "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
+    "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies", "numbers that learn", "minutes", "seeds",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def cells(row: Row, runs: Lines) -> tuple[str, ...]:
         "" if row.published is None else f"{row.published:g}",
         mean([last(run)["fid"] for run in runs]),
         mean([merit(run["scores"][-1]) for run in runs]),
+        mean([last(run)["precision"] for run in runs], 2),
         mean([run["scores"][-1]["fid"] for run in runs]),
         mean([scores["step"] for scores in best], 0),
         mean([merit(scores) for scores in best]),

@@ -206,7 +206,7 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     rows = tuple(Row(script, script) for script in ("wgan_64_finetune", "wgan_64_freeze_layers"))
     monkeypatch.setattr(report, "TABLES", (Table("", "", "", rows),))
     scores = [{"step": 1, "fid": 1.0, "kid": 1.0, "n_generated": 9, "extractor": "lite", "diversity": 1.0}]
-    scores[0] |= {"heldout": None, "memorisation": {"near_copies": 0.0}}
+    scores[0] |= {"heldout": None, "precision": 0.5, "memorisation": {"near_copies": 0.0}}
     also = {"scores": scores, "hardware": "", "seconds": 1, "learning": 1, "images": {"count": 9}, "seed": 0}
     found = [run_of(row.script, "any", iterations=10) | also for row in rows]
     found.append(run_of("wgan_64_finetune", "any", iterations=20) | also)
