@@ -79,7 +79,8 @@ def mean(numbers: list[float], digits: int = 1) -> str:
 
 HEAD = (
     "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
-    "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies", "numbers that learn", "minutes", "seeds",
+    "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
+    "numbers that learn", "minutes", "seeds",
 )  # fmt: skip
 
 
