@@ -129,7 +129,7 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
 def sections() -> list[dict[str, Any]]:
     """What the page and the report show: for each of the dissertation's tables one of each budget.
 
-    A budget that only one row has been given compares nothing, and is left out where another compares.
+    A budget that only one row has been given compares nothing: one such is shown, where no other compares.
     """
     found, result = lines.read("run"), []
     for table in TABLES:
@@ -159,7 +159,7 @@ def sections() -> list[dict[str, Any]]:
                 }
             )
         comparing = [part for part in parts if len(part["rows"]) > 1]
-        result.append({"table": table, "parts": comparing or parts})
+        result.append({"table": table, "parts": comparing or parts[-1:]})
     return result
 
 
@@ -226,16 +226,17 @@ def curves(runs: dict[str, Lines]) -> str:
     """KID against the iteration, a curve for each row, over its seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure, highest = Figure(figsize=(7, 3.2), layout="constrained"), 0.0
     axes = figure.subplots()
     for name, each in runs.items():
         steps = sorted({scores["step"] for run in each for scores in run["scores"]})
         values = [[merit(s) for run in each for s in run["scores"] if s["step"] == step] for step in steps]
         (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker="o", label=name)
+        highest = max(highest, *(max(v) for v in values), 0.0)
         axes.fill_between(
             steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2
         )
-    axes.set(xlabel="iteration", ylabel="KID x 1000", ylim=(0, None))
+    axes.set(xlabel="iteration", ylabel="KID x 1000", ylim=(0, 1.05 * highest or None))
     axes.legend(fontsize="small", frameon=False)
     file = io.BytesIO()
     figure.savefig(file, format="svg")
