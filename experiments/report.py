@@ -118,12 +118,35 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
             f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}"
             f"{'' if same or ours[0] != theirs[0] else ', with the same best'}."
         )
-    best = [(min(run["scores"], key=merit), run["scores"][-1]) for row in rows for run in runs[row.name]]
-    early = sum(scores["step"] < end["step"] for scores, end in best)
-    text.append(f"{early} of {len(best)} runs had a better score before their end.")
-    if min(map(len, runs.values())) < 2:
-        text.append("With one seed a difference cannot be told from chance.")
-    return text
+    if len(ours) > 1:
+        text += [ahead(ends, *ours[:2]), cost(runs, *ours[:2])]
+    return [*text, overfitting([run for row in rows for run in runs[row.name]])]
+
+
+def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
+    """By how much the first of an order leads, and whether chance alone could do that."""
+    lead = statistics.mean(ends[second]) - statistics.mean(ends[first])
+    spreads = [statistics.stdev(each) for each in ends.values() if len(each) > 1]
+    if not spreads:
+        return f"The first leads by {lead:.1f}; with one seed that cannot be told from chance."
+    more = "more" if lead > max(spreads) else "no more"
+    return f"The first leads by {lead:.1f}, {more} than the seeds' widest spread ({max(spreads):.1f})."
+
+
+def cost(runs: dict[str, Lines], first: str, second: str) -> str:
+    """What the first of an order costs beside the second."""
+    counts = [runs[name][0]["learning"] for name in (first, second)]
+    minutes = [statistics.mean(run["seconds"] / 60 for run in runs[name]) for name in (first, second)]
+    return (
+        f"It learns {counts[0]:,} numbers and took {minutes[0]:.0f} minutes, the second {counts[1]:,}"
+        f" and {minutes[1]:.0f}."
+    )
+
+
+def overfitting(runs: Lines) -> str:
+    """How many runs were better before their end."""
+    early = sum(min(run["scores"], key=merit)["step"] < run["scores"][-1]["step"] for run in runs)
+    return f"{early} of {len(runs)} runs had a better score before their end."
 
 
 def sections() -> list[dict[str, Any]]:
@@ -164,15 +187,14 @@ def sections() -> list[dict[str, Any]]:
 
 
 def in_short(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Of each table that compares anything: its title, and what its fullest part says of the order."""
-    result = []
+    """Of each table that compares anything: its title, and what its fullest part says; then of all runs."""
+    result, runs = [], {}
     for section in found:
         part = max(section["parts"], key=lambda part: len(part["rows"]), default=None)
         if part and len(part["rows"]) > 1:
-            title = f"{section['table'].title}, {part['title']}"
-            order = [sentence for sentence in part["verdict"] if "order" in sentence]
-            result.append((title, " ".join([part["verdict"][0], *order])))
-    return result
+            result.append((f"{section['table'].title}, {part['title']}", " ".join(part["verdict"][:-1])))
+            runs |= {run["run"]: run for each in part["runs"].values() for run in each}
+    return [*result, ("Overfitting", overfitting(list(runs.values())))] if runs else []
 
 
 def page() -> str:

@@ -169,16 +169,28 @@ def test_every_table_of_the_dissertation_can_be_run():
 
 def line_of(name, ends, published=None):
     scores = [{"step": 10 * (i + 1), "kid": end / 1000, "heldout": None} for i, end in enumerate(ends)]
-    return Row(name, "wgan_64", {}, published), [{"scores": scores}]
+    return Row(name, "wgan_64", {}, published), [{"scores": scores, "learning": 1234, "seconds": 120}]
 
 
 @pytest.mark.parametrize(
     "ends, said", [((1.0, 2.0), "is the same"), ((2.0, 1.0), "is another: first; second")]
 )
 def test_the_verdict_follows_from_the_figures(ends, said):
-    pairs = [line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225)]
-    text = " ".join(report.verdict([row for row, _ in pairs], {row.name: lines for row, lines in pairs}))
+    rows, runs = zip(
+        line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225), strict=True
+    )
+    text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}))
     assert said in text and "1 of 2 runs had a better score before" in text and "one seed" in text
+    assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
+
+
+@pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
+def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
+    row, runs = line_of("first", [1.0 - spread])
+    runs += line_of("first", [1.0 + spread])[1]
+    other, others = line_of("second", [6.0])
+    text = " ".join(report.verdict((row, other), {"first": runs, "second": others}))
+    assert f"leads by {said} the seeds' widest spread ({2**0.5 * spread:.1f})" in text
 
 
 def run_of(script, source, seed=0, **settings):
@@ -207,7 +219,15 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     monkeypatch.setattr(report, "TABLES", (Table("", "", "", rows),))
     scores = [{"step": 1, "fid": 1.0, "kid": 1.0, "n_generated": 9, "extractor": "lite", "diversity": 1.0}]
     scores[0] |= {"heldout": None, "precision": 0.5, "memorisation": {"near_copies": 0.0}}
-    also = {"scores": scores, "hardware": "", "seconds": 1, "learning": 1, "images": {"count": 9}, "seed": 0}
+    also = {
+        "scores": scores,
+        "hardware": "",
+        "seconds": 1,
+        "learning": 1,
+        "images": {"count": 9},
+        "seed": 0,
+        "run": "",
+    }
     found = [run_of(row.script, "any", iterations=10) | also for row in rows]
     found.append(run_of("wgan_64_finetune", "any", iterations=20) | also)
     found = [{**line, "settings": {**line["settings"], "reference": None}} for line in found]
