@@ -14,8 +14,9 @@ CLOSE = 1e-5  # of the largest value
 
 @pytest.fixture(autouse=True)
 def thin(monkeypatch):
-    """Few channels take the same way as many."""
+    """Few channels, and few tiles, take the same way as many."""
     monkeypatch.setattr(kernels, "THIN", 1)
+    monkeypatch.setattr(kernels, "FEW", 1)
 
 
 def tensors(pair, narrow, batch=3, wide_channels=8, narrow_channels=12, dtype=torch.float32):
@@ -128,6 +129,17 @@ def test_other_shapes_and_types_are_torchs_own(monkeypatch):
     assert torch.equal(half, CONV[1](x.bfloat16(), w.bfloat16()))
     monkeypatch.setattr(kernels, "THIN", 9)
     assert torch.equal(kernels.conv2d(x, w), CONV[1](x, w))
+
+
+@pytest.mark.parametrize("pair", [CONV, CONV_UP], ids=["conv2d", "conv_transpose2d"])
+def test_few_tiles_are_small_ones(pair, monkeypatch):
+    monkeypatch.setattr(kernels, "FEW", 3)
+    original, points = torch.bmm, []
+    monkeypatch.setattr(torch, "bmm", lambda a, b: points.append(len(a)) or original(a, b))
+    for batch in (2, 3):
+        x, w = tensors(pair, (4, 4), batch)
+        assert apart([pair[0](x, w)], [pair[1](x, w)]) < CLOSE
+    assert points == [9, 25]
 
 
 def test_the_filter_is_exact():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POINTS = {4: (0, 1, -1, 2), 2: (0, 1)}  # by tile: where polynomials are evaluated, beside infinity
+FEW = 32  # tiles below which small ones do: a kernel at 25 points would be more work than its products
 THIN = 32  # channels below which adding costs more than the products that it saves
 SMALL = 1 << 16  # numbers below which a map is not worth compiling
 
@@ -160,7 +161,11 @@ def _tile(size: tuple[int, int], x: Tensor, weight: Tensor) -> int | None:
         return None
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
         return None
-    return next((m for m in POINTS if not (size[0] % m or size[1] % m)), None)
+    height, width = size
+    if height % 2 or width % 2:
+        return None
+    whole = not (height % 4 or width % 4)
+    return 4 if whole and len(x) * height * width // 16 >= FEW else 2
 
 
 def _asked_for(ctx) -> Sequence[bool]:
