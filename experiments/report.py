@@ -80,7 +80,7 @@ def mean(numbers: list[float], digits: int = 1) -> str:
 HEAD = (
     "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
     "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
-    "numbers that learn", "minutes", "seeds",
+    "numbers that learn", "minutes of training", "seeds",
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
             f"{'' if same or ours[0] != theirs[0] else ', with the same best'}."
         )
     if len(ours) > 1:
-        text += [ahead(ends, *ours[:2]), cost(runs, *ours[:2])]
+        text += [ahead(ends, *ours[:2]), cost(runs, *ours[:2]), by_precision(runs)]
     return [*text, overfitting([run for row in rows for run in runs[row.name]])]
 
 
@@ -141,6 +141,13 @@ def cost(runs: dict[str, Lines], first: str, second: str) -> str:
         f"It learns {counts[0]:,} numbers and took {minutes[0]:.0f} minutes, the second {counts[1]:,}"
         f" and {minutes[1]:.0f}."
     )
+
+
+def by_precision(runs: dict[str, Lines]) -> str:
+    """Which row's samples most often lie among the real images: the other half of what KID sums up."""
+    shares = {name: [last(run)["precision"] for run in each] for name, each in runs.items()}
+    first = max(shares, key=lambda name: statistics.mean(shares[name]))
+    return f"By precision {first} is first ({mean(shares[first], 2)})."
 
 
 def overfitting(runs: Lines) -> str:

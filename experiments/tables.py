@@ -148,7 +148,6 @@ def make(tables: Sequence[Table], budget: Budget) -> None:
 
 
 def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
-    from transfer.__main__ import seconds as trained
     from transfer.checkpoints import Checkpoints
     from transfer.record import LATEST, versions
 
@@ -159,6 +158,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     folder = importlib.import_module(row.script).main(settings)
     description = json.loads((folder / "settings.json").read_text())
     log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    log = [each for each in log if "warning" not in each]
     line = {
         "table": "run",
         "run": name,
@@ -170,13 +170,19 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
         "losses": log[-1],
         "learning": sum(description["learning"].values()),
-        "seconds": round(trained(folder, settings.iterations), 1),
+        "seconds": round(trained(settings, log), 1),
         "hardware": description["hardware"],
         "versions": versions(),
         "commit": commit(),
     }
     picture(folder, PICTURES / f"{name}.webp")
     lines.append(line)
+
+
+def trained(settings: Any, log: Sequence[dict[str, Any]]) -> float:
+    """Seconds of training at the run's usual speed: without scores, or what else the machine was doing."""
+    images = settings.iterations * settings.batch_size * getattr(settings, "critic_steps", 1)
+    return images / statistics.median(each["images_per_second"] for each in log)
 
 
 def picture(folder: Path, file: Path, columns: int = 16) -> None:

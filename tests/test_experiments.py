@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import wgan_64
 from experiments import lines, report, scale, strip, tables
 from experiments.tables import Budget, Row, Table
 from transfer import UserError, record
@@ -155,6 +156,11 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
     assert len(folders) == 1 and "resumed" in json.loads((folders[0] / "settings.json").read_text())
 
 
+def test_a_pause_is_not_training():
+    log = [{"images_per_second": rate} for rate in (0.1, 50.0, 50.0)]
+    assert tables.trained(wgan_64.Settings(iterations=100, batch_size=10), log) == 100 * 10 * 5 / 50
+
+
 def test_every_table_of_the_dissertation_can_be_run():
     found = {table.key: table for table in report.TABLES}
     assert len(found) == 10
@@ -168,7 +174,10 @@ def test_every_table_of_the_dissertation_can_be_run():
 
 
 def line_of(name, ends, published=None):
-    scores = [{"step": 10 * (i + 1), "kid": end / 1000, "heldout": None} for i, end in enumerate(ends)]
+    scores = [
+        {"step": 10 * (i + 1), "kid": end / 1000, "heldout": None, "precision": end / 10}
+        for i, end in enumerate(ends)
+    ]
     return Row(name, "wgan_64", {}, published), [{"scores": scores, "learning": 1234, "seconds": 120}]
 
 
@@ -181,6 +190,7 @@ def test_the_verdict_follows_from_the_figures(ends, said):
     )
     text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}))
     assert said in text and "1 of 2 runs had a better score before" in text and "one seed" in text
+    assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
     assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
 
 
