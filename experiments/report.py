@@ -180,7 +180,7 @@ def sections() -> list[dict[str, Any]]:
                     "title": much,
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
                     f" {f'from {source}' if source else 'from scratch'}, on {'; '.join(sorted(machines))};"
-                    " ± is the standard deviation over the seeds.",
+                    f" ± is the standard deviation over the seeds.{untouched(source, counts)}",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name]) for row in rows],
                     "verdict": verdict(rows, runs),
@@ -191,6 +191,20 @@ def sections() -> list[dict[str, Any]]:
         comparing = [part for part in parts if len(part["rows"]) > 1]
         result.append({"table": table, "parts": comparing or parts[-1:]})
     return result
+
+
+def untouched(source: str | None, scores: dict[str, Any]) -> str:
+    """What the source itself scores against as many images, where experiments.scale has measured it."""
+    for line in lines.read("scale"):
+        if line["row"] == f"{source} against training images" and line["heldout"] and scores["heldout"]:
+            counts = [(each["heldout"]["n_real"], each["extractor"]) for each in (line, scores)]
+            if counts[0] == counts[1]:
+                own = line["heldout"]
+                return (
+                    f" The source itself: FID {own['fid']:.1f}, KID x 1000 {1000 * own['kid']:.1f},"
+                    f" precision {own['precision']:.2f}."
+                )
+    return ""
 
 
 def in_short(found: list[dict[str, Any]]) -> list[tuple[str, str]]:

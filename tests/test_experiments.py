@@ -241,12 +241,22 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     found = [run_of(row.script, "any", iterations=10) | also for row in rows]
     found.append(run_of("wgan_64_finetune", "any", iterations=20) | also)
     found = [{**line, "settings": {**line["settings"], "reference": None}} for line in found]
-    monkeypatch.setattr(lines, "read", lambda kind: found)
+    monkeypatch.setattr(lines, "read", lambda kind: found * (kind == "run"))
     (section,) = report.sections()
     assert [part["title"] for part in section["parts"]] == ["10 iterations of 16 images"]
-    monkeypatch.setattr(lines, "read", lambda kind: found[2:])
+    monkeypatch.setattr(lines, "read", lambda kind: found[2:] * (kind == "run"))
     (section,) = report.sections()
     assert [part["title"] for part in section["parts"]] == ["20 iterations of 16 images"]
+
+
+def test_the_source_itself_stands_beside_its_transfers(monkeypatch):
+    held_out = {"fid": 229.0, "kid": 0.387, "precision": 0.02, "n_real": 5000}
+    line = {"row": "young against training images", "extractor": "lite", "heldout": held_out}
+    monkeypatch.setattr(lines, "read", lambda kind: [line] * (kind == "scale"))
+    assert "FID 229.0, KID x 1000 387.0, precision 0.02" in report.untouched("young", line)
+    assert not report.untouched("old", line)
+    assert not report.untouched("young", {"extractor": "lite", "heldout": {"n_real": 50}})
+    assert not report.untouched("young", {"extractor": "lite", "heldout": None})
 
 
 def test_every_method_is_in_the_league_once_and_any_other_row_of_it_is_shared():
