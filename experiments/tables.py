@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from experiments import lines
 from transfer.settings import Extractor, command_line, user_errors
@@ -115,14 +118,19 @@ def version(path: Path) -> str:
 
 def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
     """The runs that no line tells of, by their name."""
-    made = {line["run"] for line in lines.read("run")}
     wanted = {
         identity(row, seed, budget): (row, seed)
         for seed in range(budget.seeds)  # every plan once before any plan again
         for table in tables
         for row in table.rows
     }
-    return {name: plan for name, plan in wanted.items() if name not in made}
+    done = made()
+    return {name: plan for name, plan in wanted.items() if name not in done}
+
+
+def made() -> set[str]:
+    """The names of the runs that a line tells of."""
+    return {line["run"] for line in lines.read("run")}
 
 
 def seconds(rows: Sequence[Row], budget: Budget) -> float:
@@ -137,14 +145,22 @@ def seconds(rows: Sequence[Row], budget: Budget) -> float:
 
 
 def make(tables: Sequence[Table], budget: Budget) -> None:
-    """Make the runs that are missing, one after the other, and add a line for each."""
+    """Make the runs that are missing, one after the other, and add a line for each.
+
+    Several processes may work on the same tables: what one of them is making the others pass over.
+    """
     todo = missing(tables, budget)
     hours = seconds([row for row, _ in todo.values()], budget) / 3600
     print(f"{len(todo)} runs are missing, some {hours:.1f} hours of {budget.iterations:,} iterations each")
     for name, (row, seed) in todo.items():
-        print(f"{name}: {row.name}, seed {seed}", flush=True)
-        if not budget.dry_run:
-            _make(name, row, seed, budget)
+        if budget.dry_run:
+            print(f"{name}: {row.name}, seed {seed}")
+            continue
+        budget.out.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(Timeout), FileLock(budget.out / f"{name}.lock", timeout=0):
+            if name not in made():
+                print(f"{name}: {row.name}, seed {seed}", flush=True)
+                _make(name, row, seed, budget)
 
 
 def _make(name: str, row: Row, seed: int, budget: Budget) -> None:

@@ -12,7 +12,8 @@ from transfer import engine, kernels
 def few_products_uncompiled(monkeypatch):
     monkeypatch.setattr(kernels, "THIN", 1)
     monkeypatch.setattr(engine, "_compiles", lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
 
 
 @pytest.mark.parametrize("name", step.SCRIPTS)

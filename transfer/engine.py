@@ -48,10 +48,10 @@ def choose_device(name: str | None = None) -> torch.device:
 def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backward: bool = False) -> None:
     """Decide how networks that are trained together compute, and print it.
 
-    On CUDA and on CPUs with matrix instructions (AMX): bf16 products of float32 weights; normalisation keeps
-    float32 statistics, and what a network returns is float32. On those CPUs the networks are compiled too. On
-    other CPUs the wide 4x4 convolutions of stride 2 go through transfer.kernels, which needs 2.56 times fewer
-    products and agrees with torch up to rounding.
+    On CUDA and on CPUs with bf16 instructions: bf16 products of float32 weights; normalisation keeps float32
+    statistics, and what a network returns is float32. Where those instructions are of matrices (AMX) the
+    networks are compiled too. On other CPUs the wide 4x4 convolutions of stride 2 go through
+    transfer.kernels, which needs 2.56 times fewer products and agrees with torch up to rounding.
 
     Args:
         networks: their `forward` is made fast, and `gradient` where a critic has one.
@@ -61,13 +61,14 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     """
     device = next(networks[0].parameters()).device
     short = iterations < PAYS_FROM
-    matrix = torch.cpu._is_amx_tile_supported() if device.type == "cpu" else _bf16_on(device)
+    bf16 = _bf16_on(device)
+    matrix = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     how, compiled, few_products = "float32", False, False
     if fast and device.type == "cpu":
         keep_pages()
         compiled = matrix and not double_backward and not short and _compiles()
-        few_products = not matrix and not short and _compiles()
-    if fast and matrix:
+        few_products = not bf16 and not short and _compiles()
+    if fast and bf16:
         how = "bf16"
         for network in networks:
             network.hasten = partial(_bf16, device=device.type, compiled=compiled)
@@ -79,14 +80,16 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
             module.few_products = few_products and module.stride == 2
     if compiled or few_products:
         how += ", compiled, which takes a minute or two of the first iteration when nothing is cached"
-    elif fast and short and device.type == "cpu":
+    elif fast and short and device.type == "cpu" and (matrix or not bf16):
         how += f", not compiled, since fewer than {PAYS_FROM} iterations would not pay for it"
-    elif fast and double_backward and device.type == "cpu":
+    elif fast and double_backward and matrix:
         how += ", not compiled, since torch.compile refuses a gradient of a gradient"
     print(how)
 
 
 def _bf16_on(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
