@@ -12,7 +12,12 @@ from benchmarks.timing import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks.page -->\n", "<!-- until here -->\n"
-KEYS = {"step": ("part", "script", "plan"), "scaling": ("images",), "start": ("what",), "runs": ("script",)}
+KEYS = {
+    "step": ("part", "script", "plan", "hardware"),
+    "scaling": ("images",),
+    "start": ("what",),
+    "runs": ("script",),
+}
 
 
 def newest(benchmark: str) -> list[dict]:
@@ -50,25 +55,26 @@ def measured() -> str:
     text = "\n## Pre-training against the textbook\n\n`python -m benchmarks.step`\n\n" + where(pretrain)
     text += table(
         (
-            "script", "textbook, s", "here, s", "times as fast", "iterations a second",
+            "script", "on", "textbook, s", "here, s", "times as fast", "iterations a second",
             "GFLOP/s of a product", "share of the counted floor", "the textbook's",
-            "gradients apart, float64", "float32",
+            "gradients apart, float64", "as timed",
         ),
         [
             (
-                f"`{x['script']}.py`", f"{x['textbook_ms'] / 1e3:.2f}", f"{x['ours_ms'] / 1e3:.2f}",
-                spread(x), f"{1e3 / x['ours_ms']:.2f}", f"{x['gflops']:.0f}", f"{x['floor']:.2f}",
-                f"{x['textbook_floor']:.2f}", f"{x['apart_float64']:.0e}", f"{x['apart']:.0e}",
+                f"`{x['script']}.py`", x["hardware"], f"{x['textbook_ms'] / 1e3:.2f}",
+                f"{x['ours_ms'] / 1e3:.2f}", spread(x), f"{1e3 / x['ours_ms']:.2f}",
+                f"{x['gflops']:.0f}", f"{x['floor']:.2f}", f"{x['textbook_floor']:.2f}",
+                f"{x['apart_float64']:.0e}", f"{x['apart']:.0e}",
             )
             for x in pretrain
         ],
     )  # fmt: skip
     text += "## Whole short runs\n\n`python -m benchmarks.runs train_images/target_domain`\n\n" + where(runs)
     text += table(
-        ("script", "Frechet distance, textbook: mean ± deviation of the seeds", "here", "how"),
+        ("script", "on", "Frechet distance, textbook: mean ± deviation of the seeds", "here", "how"),
         [
             (
-                f"`{x['script']}.py`", f"{x['textbook_mean']:.1f} ± {x['textbook_std']:.1f}",
+                f"`{x['script']}.py`", x["hardware"], f"{x['textbook_mean']:.1f} ± {x['textbook_std']:.1f}",
                 f"{x['ours_mean']:.1f} ± {x['ours_std']:.1f}",
                 f"{x['seeds']} seeds, {x['iterations']} iterations, width {x['width']}, batch {x['batch']},"
                 f" {x['generated']:,} samples against the {x['images']} images, {x['extractor']}",
@@ -78,10 +84,10 @@ def measured() -> str:
     )  # fmt: skip
     text += "## A transfer, by what it freezes\n\n`python -m benchmarks.step`\n\n" + where(transfer)
     text += table(
-        ("plan", "s", "of the first", "counted", "over the count"),
+        ("plan", "on", "s", "of the first", "counted", "over the count"),
         [
             (
-                x["plan"], f"{x['ms'] / 1e3:.2f}", spread(x), f"{x['counted']:.2f}",
+                x["plan"], x["hardware"], f"{x['ms'] / 1e3:.2f}", spread(x), f"{x['counted']:.2f}",
                 f"{x['ratio'] / x['counted']:.2f}",
             )
             for x in transfer

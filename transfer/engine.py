@@ -61,7 +61,7 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     """
     device = next(networks[0].parameters()).device
     short = iterations < PAYS_FROM
-    bf16 = _bf16_on(device)
+    bf16 = bf16_on(device)
     matrix = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     how, compiled, few_products = "float32", False, False
     if fast and device.type == "cpu":
@@ -87,7 +87,8 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     print(how)
 
 
-def _bf16_on(device: torch.device) -> bool:
+def bf16_on(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bf16."""
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -472,7 +472,10 @@ def hardware(device: torch.device) -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_avx512_bf16_supported():
+        instructions = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX512-BF16"
+    return f"{name}, {instructions}, {torch.get_num_threads()} threads"
 
 
 def timestamp() -> str:
