@@ -14,6 +14,7 @@ from experiments import (
     frozen_norm,
     league,
     learning_rate,
+    moving_average,
     table_1,
     table_2,
     table_7,
@@ -33,6 +34,7 @@ TABLES = tuple(
         frozen_norm,
         learning_rate,
         batch_size,
+        moving_average,
         league,
     )
 )

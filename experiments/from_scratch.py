@@ -19,6 +19,7 @@ TABLE = Table(
     "Training from scratch needs many more images than transfer.",
     (
         Row("transfer, D(1,2,2), G(1,2,2)", "wgan_64_transferlearning"),
+        Row("transfer, everything fine-tuned", "wgan_64_finetune"),
         Row("G alone transferred, G(1,2,2)", "wgan_64_transferlearning", {"D": ANEW}),
         Row("G alone transferred, fine-tuned", "wgan_64_transferlearning", {"D": ANEW, "G": Split(0, 0, 5)}),
         Row("D alone transferred, D(1,2,2)", "wgan_64_transferlearning", {"G": ANEW}),

@@ -9,6 +9,7 @@ import base64
 import importlib
 import io
 import statistics
+import string
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,25 @@ HEAD = (
 )  # fmt: skip
 
 
-def cells(row: Row, runs: Lines) -> tuple[str, ...]:
-    """A row of a table."""
+def minutes(runs: Lines, machines: list[str]) -> str:
+    """Minutes of training; with the machine's letter where a table's runs were made on several."""
+    took = {
+        machine: mean([run["seconds"] / 60 for run in runs if run["hardware"] == machine], 0)
+        for machine in machines
+        if any(run["hardware"] == machine for run in runs)
+    }
+    if len(machines) == 1:
+        return took[machines[0]]
+    return ", ".join(f"{each} {letter(machine, machines)}" for machine, each in took.items())
+
+
+def letter(machine: str, machines: list[str]) -> str:
+    """What a machine is called in a table whose runs were made on several."""
+    return string.ascii_lowercase[machines.index(machine)]
+
+
+def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
+    """A row of a table, whose runs were made on these machines."""
     best = [min(run["scores"], key=merit) for run in runs]
     copies = [run["scores"][-1]["memorisation"]["near_copies"] for run in runs]
     return (
@@ -100,7 +118,7 @@ def cells(row: Row, runs: Lines) -> tuple[str, ...]:
         mean([run["scores"][-1]["diversity"] for run in runs], 2),
         mean(copies, 2),
         f"{runs[0]['learning']:,}",
-        mean([run["seconds"] / 60 for run in runs], 0),
+        minutes(runs, machines),
         str(len(runs)),
     )
 
@@ -134,12 +152,14 @@ def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:
-    """What the first of an order costs beside the second."""
+    """What the first of an order costs beside the second; in minutes too, where one machine made both."""
     counts = [runs[name][0]["learning"] for name in (first, second)]
-    minutes = [statistics.mean(run["seconds"] / 60 for run in runs[name]) for name in (first, second)]
+    took = [statistics.mean(run["seconds"] / 60 for run in runs[name]) for name in (first, second)]
+    if len({run["hardware"] for name in (first, second) for run in runs[name]}) > 1:
+        return f"It learns {counts[0]:,} numbers, the second {counts[1]:,}."
     return (
-        f"It learns {counts[0]:,} numbers and took {minutes[0]:.0f} minutes, the second {counts[1]:,}"
-        f" and {minutes[1]:.0f}."
+        f"It learns {counts[0]:,} numbers and took {took[0]:.0f} minutes, the second {counts[1]:,}"
+        f" and {took[1]:.0f}."
     )
 
 
@@ -174,15 +194,17 @@ def sections() -> list[dict[str, Any]]:
                 else "no held-out images"
             )
             about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images"
-            machines = {run["hardware"] for each in runs.values() for run in each}
+            machines = sorted({run["hardware"] for each in runs.values() for run in each})
+            named = [f"{letter(machine, machines)}: {machine}" for machine in machines]
+            where = "; ".join(named if len(named) > 1 else machines)
             parts.append(
                 {
                     "title": much,
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
-                    f" {f'from {source}' if source else 'from scratch'}, on {'; '.join(sorted(machines))};"
+                    f" {f'from {source}' if source else 'from scratch'}, on {where};"
                     f" ± is the standard deviation over the seeds.{untouched(source, counts)}",
                     "head": HEAD,
-                    "rows": [cells(row, runs[row.name]) for row in rows],
+                    "rows": [cells(row, runs[row.name], machines) for row in rows],
                     "verdict": verdict(rows, runs),
                     "runs": {row.name: runs[row.name] for row in rows},
                     "absent": [row.name for row in table.rows if row.name not in runs],
@@ -208,13 +230,14 @@ def untouched(source: str | None, scores: dict[str, Any]) -> str:
 
 
 def in_short(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Of each table that compares anything: its title, and what its fullest part says; then of all runs."""
+    """Of each budget of a table that compares anything: its title, and what it says; then of all runs."""
     result, runs = [], {}
     for section in found:
-        part = max(section["parts"], key=lambda part: len(part["rows"]), default=None)
-        if part and len(part["rows"]) > 1:
-            result.append((f"{section['table'].title}, {part['title']}", " ".join(part["verdict"][:-1])))
-            runs |= {run["run"]: run for each in part["runs"].values() for run in each}
+        for part in section["parts"]:
+            if len(part["rows"]) > 1:
+                title = f"{section['table'].title}, {part['title']}"
+                result.append((title, " ".join(part["verdict"][:-1])))
+                runs |= {run["run"]: run for each in part["runs"].values() for run in each}
     return [*result, ("Overfitting", overfitting(list(runs.values())))] if runs else []
 
 

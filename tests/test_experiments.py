@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,34 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     assert html.count("data:image/webp") == 2 and html.count("data:image/svg") == 1 and "http" not in html
 
 
+def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
+    """Two processes at the same tables make each run once between them."""
+    table, budget = table
+    script = importlib.import_module(table.rows[0].script)
+    main, other = script.main, []
+
+    def while_the_other_works(settings):
+        if not other:
+            other.append(
+                multiprocessing.get_context("spawn").Process(
+                    target=_work, args=(lines.RESULTS, table, budget)
+                )
+            )
+            other[0].start()
+            other[0].join()
+        return main(settings)
+
+    monkeypatch.setattr(script, "main", while_the_other_works)
+    tables.make([table], budget)
+    assert other[0].exitcode == 0
+    assert [line["script"] for line in lines.read("run")] == ["wgan_64_freeze_layers", "wgan_64_finetune"]
+
+
+def _work(results, table, budget):
+    lines.RESULTS, tables.PICTURES, record.SCORED = results, results.with_name("pictures"), 64
+    tables.make([table], budget)
+
+
 def test_seeds_and_budgets_are_runs_of_their_own(table):
     table, budget = table
     row = table.rows[0]
@@ -163,7 +192,7 @@ def test_a_pause_is_not_training():
 
 def test_every_table_of_the_dissertation_can_be_run():
     found = {table.key: table for table in report.TABLES}
-    assert len(found) == 10
+    assert len(found) == 11
     tables_of_it = [table for key, table in found.items() if key != "league"]
     published = sorted(row.published for table in tables_of_it for row in table.rows if row.published)
     assert published == [195, 195, 204, 209, 220, 223, 225, 236]
@@ -178,7 +207,9 @@ def line_of(name, ends, published=None):
         {"step": 10 * (i + 1), "kid": end / 1000, "heldout": None, "precision": end / 10}
         for i, end in enumerate(ends)
     ]
-    return Row(name, "wgan_64", {}, published), [{"scores": scores, "learning": 1234, "seconds": 120}]
+    return Row(name, "wgan_64", {}, published), [
+        {"scores": scores, "learning": 1234, "seconds": 120, "hardware": "one"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +223,17 @@ def test_the_verdict_follows_from_the_figures(ends, said):
     assert said in text and "1 of 2 runs had a better score before" in text and "one seed" in text
     assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
     assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
+
+
+def test_minutes_are_of_a_machine():
+    runs = [{"hardware": machine, "seconds": 60 * m} for machine, m in (("new", 8), ("old", 14), ("old", 16))]
+    assert report.minutes(runs[:1], ["new"]) == "8"
+    assert report.minutes(runs, ["new", "old"]) == "8 a, 15 ± 1 b"
+    assert report.minutes(runs[1:], ["new", "old"]) == "15 ± 1 b"
+    (first, quick), (second, slow) = line_of("first", [1.0]), line_of("second", [2.0])
+    slow[0]["hardware"] = "other"
+    text = " ".join(report.verdict((first, second), {"first": quick, "second": slow}))
+    assert "learns 1,234 numbers, the second 1,234." in text and "minutes" not in text
 
 
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
