@@ -127,7 +127,7 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
     """What the runs of each row, by its name, say of the dissertation's order, in sentences."""
     ends = {row.name: [merit(run["scores"][-1]) for run in runs[row.name]] for row in rows}
     ours = sorted(ends, key=lambda name: statistics.mean(ends[name]))
-    text = [f"By KID x 1000 at the end: {'; '.join(f'{name} ({mean(ends[name])})' for name in ours)}."]
+    text = [f"By KID x 1000 at the end: {ranking(ends, ours)}."]
     published = {row.name: row.published for row in rows if row.published is not None}
     if len(published) > 1:
         theirs = sorted(published, key=published.__getitem__)
@@ -139,6 +139,14 @@ def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
     if len(ours) > 1:
         text += [ahead(ends, *ours[:2]), cost(runs, *ours[:2]), by_precision(runs)]
     return [*text, overfitting([run for row in rows for run in runs[row.name]])]
+
+
+def ranking(ends: dict[str, list[float]], ours: list[str]) -> str:
+    """The rows in order with their scores; of a long order its beginning and its end."""
+    each = [f"{name} ({mean(ends[name])})" for name in ours]
+    if len(each) > 8:
+        each[4:-3] = [f"{len(each) - 7} more"]
+    return "; ".join(each)
 
 
 def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:

@@ -236,6 +236,13 @@ def test_minutes_are_of_a_machine():
     assert "learns 1,234 numbers, the second 1,234." in text and "minutes" not in text
 
 
+def test_of_a_long_order_the_beginning_and_the_end_are_said():
+    ends = {str(place): [float(place)] for place in range(9)}
+    said = report.ranking(ends, list(ends))
+    assert said == "0 (0.0); 1 (1.0); 2 (2.0); 3 (3.0); 2 more; 6 (6.0); 7 (7.0); 8 (8.0)"
+    assert report.ranking(ends, list(ends)[:8]).count(";") == 7
+
+
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
 def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
     row, runs = line_of("first", [1.0 - spread])
