@@ -221,7 +221,8 @@ def test_without_its_terms_the_regularised_transfer_is_the_transfer(faces, sourc
 
 @pytest.mark.parametrize("term", [*WEIGHTS, "adapt"])
 def test_each_term_changes_what_is_learnt(term, faces, source, tmp_path):
-    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path)
+    # In float32: bf16 would round away what LeCam adds to the gradient of scores as near to 0 as these.
+    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, fast=False)
     changed = replace(settings, **{term: {**WEIGHTS, "adapt": 3}[term]})
     ends = [Checkpoints(script.main(each)).newest()[1] for each in (settings, changed)]
     assert not equal(ends[0]["D"] | ends[0]["G"], ends[1]["D"] | ends[1]["G"])
