@@ -125,28 +125,42 @@ def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
 
 def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
     """What the runs of each row, by its name, say of the dissertation's order, in sentences."""
-    ends = {row.name: [merit(run["scores"][-1]) for run in runs[row.name]] for row in rows}
-    ours = sorted(ends, key=lambda name: statistics.mean(ends[name]))
-    text = [f"By KID x 1000 at the end: {ranking(ends, ours)}."]
-    published = {row.name: row.published for row in rows if row.published is not None}
-    if len(published) > 1:
-        theirs = sorted(published, key=published.__getitem__)
-        same = [name for name in ours if name in published] == theirs
-        text.append(
-            f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}"
-            f"{'' if same or ours[0] != theirs[0] else ', with the same best'}."
-        )
+    ends, ours = ranked(runs)
+    text = [f"By KID x 1000 at the end: {'; '.join(f'{name} ({mean(ends[name])})' for name in ours)}."]
+    text += order(rows, ours)
     if len(ours) > 1:
         text += [ahead(ends, *ours[:2]), cost(runs, *ours[:2]), by_precision(runs)]
     return [*text, overfitting([run for row in rows for run in runs[row.name]])]
 
 
-def ranking(ends: dict[str, list[float]], ours: list[str]) -> str:
-    """The rows in order with their scores; of a long order its beginning and its end."""
-    each = [f"{name} ({mean(ends[name])})" for name in ours]
-    if len(each) > 8:
-        each[4:-3] = [f"{len(each) - 7} more"]
-    return "; ".join(each)
+def short(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | None) -> list[str]:
+    """The same in short: who is first and last, what is no better than the source, and what is sure."""
+    ends, ours = ranked(runs)
+    named = [f"{name} ({mean(ends[name])})" for name in ours]
+    last = f"; last is {named[-1]}" if len(named) > 2 else ""
+    text = [f"first by KID x 1000 is {named[0]}, then {named[1]}{last}.", ahead(ends, *ours[:2])]
+    if source:
+        own = merit(source)
+        better = sum(statistics.mean(each) < own for each in ends.values())
+        text.append(f"{better} of {len(ours)} are better than the source itself ({own:.1f}).")
+    return [*text, *order(rows, ours), by_precision(runs)]
+
+
+def ranked(runs: dict[str, Lines]) -> tuple[dict[str, list[float]], list[str]]:
+    """KID x 1000 at the end of each row's runs, and the rows from the best to the worst."""
+    ends = {name: [merit(run["scores"][-1]) for run in each] for name, each in runs.items()}
+    return ends, sorted(ends, key=lambda name: statistics.mean(ends[name]))
+
+
+def order(rows: list[Row], ours: list[str]) -> list[str]:
+    """Whether the dissertation's order is ours, where it has scores to be ordered by."""
+    published = {row.name: row.published for row in rows if row.published is not None}
+    if len(published) < 2:
+        return []
+    theirs = sorted(published, key=published.__getitem__)
+    same = [name for name in ours if name in published] == theirs
+    best = "" if same or ours[0] != theirs[0] else ", with the same best"
+    return [f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}{best}."]
 
 
 def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
@@ -205,15 +219,23 @@ def sections() -> list[dict[str, Any]]:
             machines = sorted({run["hardware"] for each in runs.values() for run in each})
             named = [f"{letter(machine, machines)}: {machine}" for machine in machines]
             where = "; ".join(named if len(named) > 1 else machines)
+            own = untouched(source, counts)
+            beside = (
+                f" The source itself: FID {own['fid']:.1f}, KID x 1000 {merit(own):.1f},"
+                f" precision {own['precision']:.2f}."
+                if own
+                else ""
+            )
             parts.append(
                 {
                     "title": much,
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
                     f" {f'from {source}' if source else 'from scratch'}, on {where};"
-                    f" ± is the standard deviation over the seeds.{untouched(source, counts)}",
+                    f" ± is the standard deviation over the seeds.{beside}",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name], machines) for row in rows],
                     "verdict": verdict(rows, runs),
+                    "short": short(rows, runs, own) if len(rows) > 1 else [],
                     "runs": {row.name: runs[row.name] for row in rows},
                     "absent": [row.name for row in table.rows if row.name not in runs],
                 }
@@ -223,30 +245,26 @@ def sections() -> list[dict[str, Any]]:
     return result
 
 
-def untouched(source: str | None, scores: dict[str, Any]) -> str:
-    """What the source itself scores against as many images, where experiments.scale has measured it."""
+def untouched(source: str | None, scores: dict[str, Any]) -> dict[str, Any] | None:
+    """The source's own scores against as many held-out images, where experiments.scale has measured them."""
     for line in lines.read("scale"):
         if line["row"] == f"{source} against training images" and line["heldout"] and scores["heldout"]:
             counts = [(each["heldout"]["n_real"], each["extractor"]) for each in (line, scores)]
             if counts[0] == counts[1]:
-                own = line["heldout"]
-                return (
-                    f" The source itself: FID {own['fid']:.1f}, KID x 1000 {1000 * own['kid']:.1f},"
-                    f" precision {own['precision']:.2f}."
-                )
-    return ""
+                return line["heldout"]
+    return None
 
 
-def in_short(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Of each budget of a table that compares anything: its title, and what it says; then of all runs."""
+def in_short(found: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Of each table that compares anything: its title, and what each budget says; then of all runs."""
     result, runs = [], {}
     for section in found:
-        for part in section["parts"]:
-            if len(part["rows"]) > 1:
-                title = f"{section['table'].title}, {part['title']}"
-                result.append((title, " ".join(part["verdict"][:-1])))
-                runs |= {run["run"]: run for each in part["runs"].values() for run in each}
-    return [*result, ("Overfitting", overfitting(list(runs.values())))] if runs else []
+        parts = [part for part in section["parts"] if part["short"]]
+        if parts:
+            said = [f"After {part['title']}: {' '.join(part['short'])}" for part in parts]
+            result.append((section["table"].title, said))
+        runs |= {run["run"]: run for part in parts for each in part["runs"].values() for run in each}
+    return [*result, ("Overfitting", [overfitting(list(runs.values()))])] if runs else []
 
 
 def page() -> str:
@@ -258,7 +276,9 @@ def page() -> str:
         " are of other images and another extractor: only the order can be compared.\n\n"
         "## In short\n\n"
     )
-    text += "".join(f"- **{title}.** {said}\n" for title, said in in_short(found)) + "\n"
+    for title, said in in_short(found):
+        text += f"- **{title}**\n" + "".join(f"  - {each}\n" for each in said)
+    text += "\n"
     for section in found:
         table = section["table"]
         text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"

@@ -236,11 +236,16 @@ def test_minutes_are_of_a_machine():
     assert "learns 1,234 numbers, the second 1,234." in text and "minutes" not in text
 
 
-def test_of_a_long_order_the_beginning_and_the_end_are_said():
-    ends = {str(place): [float(place)] for place in range(9)}
-    said = report.ranking(ends, list(ends))
-    assert said == "0 (0.0); 1 (1.0); 2 (2.0); 3 (3.0); 2 more; 6 (6.0); 7 (7.0); 8 (8.0)"
-    assert report.ranking(ends, list(ends)[:8]).count(";") == 7
+def test_in_short_it_says_who_is_first_and_what_is_no_better_than_the_source():
+    rows, each = zip(
+        *(line_of(name, [end]) for name, end in (("a", 3.0), ("b", 1.0), ("c", 2.0))), strict=True
+    )
+    runs = dict(zip("abc", each, strict=True))
+    text = " ".join(report.short(rows, runs, {"kid": 0.0025}))
+    assert "first by KID x 1000 is b (1.0), then c (2.0); last is a (3.0)." in text
+    assert "2 of 3 are better than the source itself (2.5)." in text and "leads by 1.0" in text
+    two = " ".join(report.short(rows[:2], {name: runs[name] for name in "ab"}, None))
+    assert "is b (1.0), then a (3.0)." in two and "source" not in two
 
 
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
@@ -299,10 +304,10 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
 
 
 def test_the_source_itself_stands_beside_its_transfers(monkeypatch):
-    held_out = {"fid": 229.0, "kid": 0.387, "precision": 0.02, "n_real": 5000}
+    held_out = {"fid": 229.0, "n_real": 5000}
     line = {"row": "young against training images", "extractor": "lite", "heldout": held_out}
     monkeypatch.setattr(lines, "read", lambda kind: [line] * (kind == "scale"))
-    assert "FID 229.0, KID x 1000 387.0, precision 0.02" in report.untouched("young", line)
+    assert report.untouched("young", line) == held_out
     assert not report.untouched("old", line)
     assert not report.untouched("young", {"extractor": "lite", "heldout": {"n_real": 50}})
     assert not report.untouched("young", {"extractor": "lite", "heldout": None})
