@@ -320,18 +320,20 @@ def curves(runs: dict[str, Lines]) -> str:
     """KID against the iteration, a curve for each row, over its seeds."""
     from matplotlib.figure import Figure
 
-    figure, highest = Figure(figsize=(7, 3.2), layout="constrained"), 0.0
+    # a legend beside the axes, and as much height as its rows need
+    figure, highest = Figure(figsize=(9, max(3.2, 0.5 + 0.2 * len(runs))), layout="constrained"), 0.0
     axes = figure.subplots()
-    for name, each in runs.items():
+    for place, (name, each) in enumerate(runs.items()):
+        marker = "osv^"[place // 10 % 4]  # there are ten colours
         steps = sorted({scores["step"] for run in each for scores in run["scores"]})
         values = [[merit(s) for run in each for s in run["scores"] if s["step"] == step] for step in steps]
-        (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker="o", label=name)
+        (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker=marker, label=name)
         highest = max(highest, *(max(v) for v in values), 0.0)
         axes.fill_between(
             steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2
         )
     axes.set(xlabel="iteration", ylabel="KID x 1000", ylim=(0, 1.05 * highest or None))
-    axes.legend(fontsize="small", frameon=False)
+    figure.legend(fontsize="small", frameon=False, loc="outside right upper")
     file = io.BytesIO()
     figure.savefig(file, format="svg")
     return data_url(file.getvalue(), "svg+xml")
