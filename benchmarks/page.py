@@ -16,7 +16,7 @@ KEYS = {
     "step": ("part", "script", "plan", "hardware"),
     "scaling": ("images",),
     "start": ("what",),
-    "runs": ("script",),
+    "runs": ("script", "hardware"),
 }
 
 

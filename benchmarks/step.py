@@ -7,10 +7,9 @@ What is timed is the very iteration that a script's main trains with, at batch 6
 images of noise. First comes the gate: from equal weights and equal noise, one iteration's gradients agree
 with the textbook's (benchmarks/textbook.py) to 1e-9 in float64 and 1e-2 in float32 (0.2 where the scripts
 compute in bf16), or nothing is timed: rounding moves some values across a ReLU's kink, where the gradient
-jumps. The sides then take turns
-in one process; a line has the median of each and the ratio of each turn: median, smallest, largest. The share
-of the floor is the counted arithmetic of the direct convolutions over that of a matrix product of the same
-run, so kernels with fewer products can pass 1.
+jumps. The sides then take turns in one process; a line has the median of each and the ratio of each turn:
+median, smallest, largest. The share of the floor is the counted arithmetic of the direct convolutions over
+that of a float32 matrix product of the same run, so kernels with fewer products, or in bf16, can pass 1.
 """
 
 from __future__ import annotations

@@ -166,11 +166,14 @@ def order(rows: list[Row], ours: list[str]) -> list[str]:
 def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
     """By how much the first of an order leads, and whether chance alone could do that."""
     lead = statistics.mean(ends[second]) - statistics.mean(ends[first])
-    spreads = [statistics.stdev(each) for each in ends.values() if len(each) > 1]
+    # their own seeds' spread; what the others' seeds do says less, but more than nothing
+    rows = [ends[first], ends[second]]
+    spreads = [statistics.stdev(each) for each in rows if len(each) > 1]
+    spreads = spreads or [statistics.stdev(each) for each in ends.values() if len(each) > 1]
     if not spreads:
         return f"The first leads by {lead:.1f}; with one seed that cannot be told from chance."
     more = "more" if lead > max(spreads) else "no more"
-    return f"The first leads by {lead:.1f}, {more} than the seeds' widest spread ({max(spreads):.1f})."
+    return f"The first leads by {lead:.1f}, {more} than the seeds' spread ({max(spreads):.1f})."
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:

@@ -253,8 +253,10 @@ def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
     row, runs = line_of("first", [1.0 - spread])
     runs += line_of("first", [1.0 + spread])[1]
     other, others = line_of("second", [6.0])
-    text = " ".join(report.verdict((row, other), {"first": runs, "second": others}))
-    assert f"leads by {said} the seeds' widest spread ({2**0.5 * spread:.1f})" in text
+    third, wide = line_of("third", [100.0])
+    wide += line_of("third", [900.0])[1]
+    text = " ".join(report.verdict((row, other, third), {"first": runs, "second": others, "third": wide}))
+    assert f"leads by {said} the seeds' spread ({2**0.5 * spread:.1f})" in text
 
 
 def run_of(script, source, seed=0, **settings):
