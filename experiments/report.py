@@ -16,17 +16,21 @@ from typing import Any
 
 from experiments import lines, scale
 from experiments.all import TABLES
-from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table
+from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table, chosen
 from transfer import record
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
 BUDGET = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
+NOTE = (
+    "The dissertation's FIDs are of other images and another extractor: only the order can be compared."
+    " A longer run stands for a shorter one with its seed, as it was then."
+)
 Lines = list[dict[str, Any]]
 
 
 def of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
-    fields = record.plain(importlib.import_module(row.script).Settings(**row.settings))
+    fields = record.plain(importlib.import_module(row.script).Settings(**chosen(row)))
     unsaid = IGNORED | BUDGET | ({"batch_size"} - row.settings.keys())  # the budget's, or the row's own
     wanted = {key: value for key, value in fields.items() if key not in unsaid}
     return [
@@ -40,15 +44,39 @@ def groups(table: Table, found: Lines) -> dict[tuple, dict[str, Lines]]:
     """The lines of a table by what was spent, and by row: only runs of equal budgets stand in one table.
 
     A budget is (how much, images, held-out images, extractor, source). What has no source, because it was
-    trained from scratch, stands beside each of them.
+    trained from scratch, stands beside each of them. A longer run stands for a shorter one with its seed,
+    where there are others to compare it with.
     """
     plans = [(row, line, spent(row, line)) for row in table.rows for line in of(row, found)]
+    seeds = {(row.name, line["settings"]["seed"], budget) for row, line, budget in plans}
+    budgets = {budget for *_, budget in plans}
+    for row, line, _ in tuple(plans):
+        for stage in stages(line):
+            budget = spent(row, stage)
+            plan = row.name, line["settings"]["seed"], budget
+            if budget in budgets and plan not in seeds:
+                seeds.add(plan)
+                plans.append((row, stage, budget))
     by_budget: dict[tuple, dict[str, Lines]] = defaultdict(dict)
     for row, line, budget in plans:
         beside = [other for *_, other in plans if other[-1] and other[:-1] == budget[:-1]]
         for home in dict.fromkeys(beside if budget[-1] is None and beside else [budget]):
             by_budget[home].setdefault(row.name, []).append(line)
     return dict(by_budget)
+
+
+def stages(line: dict[str, Any]) -> Lines:
+    """A run as it was at each of its scores: the run of so many iterations, as none knows how many follow."""
+    settings = line["settings"]
+    return [
+        line
+        | {
+            "settings": settings | {"iterations": scores["step"]},
+            "scores": line["scores"][:number],
+            "seconds": line["seconds"] * scores["step"] / settings["iterations"],
+        }
+        for number, scores in enumerate(line["scores"], 1)
+    ]
 
 
 def spent(row: Row, line: dict[str, Any]) -> tuple:
@@ -260,14 +288,15 @@ def untouched(source: str | None, scores: dict[str, Any]) -> dict[str, Any] | No
 
 def in_short(found: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """Of each table that compares anything: its title, and what each budget says; then of all runs."""
-    result, runs = [], {}
+    result, shown = [], set()
     for section in found:
         parts = [part for part in section["parts"] if part["short"]]
         if parts:
             said = [f"After {part['title']}: {' '.join(part['short'])}" for part in parts]
             result.append((section["table"].title, said))
-        runs |= {run["run"]: run for part in parts for each in part["runs"].values() for run in each}
-    return [*result, ("Overfitting", [overfitting(list(runs.values()))])] if runs else []
+        shown |= {run["run"] for part in parts for each in part["runs"].values() for run in each}
+    whole = [line for line in lines.read("run") if line["run"] in shown]
+    return [*result, ("Overfitting", [overfitting(whole)])] if whole else []
 
 
 def page() -> str:
@@ -275,8 +304,7 @@ def page() -> str:
     found = sections()
     text = (
         "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing"
-        " is typed by hand here. [scores.md](scores.md) says what each score means. The dissertation's FIDs"
-        " are of other images and another extractor: only the order can be compared.\n\n"
+        f" is typed by hand here. [scores.md](scores.md) says what each score means. {NOTE}\n\n"
         "## In short\n\n"
     )
     for title, said in in_short(found):
@@ -360,7 +388,7 @@ def html() -> str:
     )
     found = sections()
     return environment.get_template("report.html.jinja").render(
-        sections=found, short=in_short(found), curves=curves, strips=strips
+        note=NOTE, sections=found, short=in_short(found), curves=curves, strips=strips
     )
 
 

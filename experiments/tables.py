@@ -71,6 +71,16 @@ PRETRAINING = Budget(
 )
 
 
+def chosen(row: Row) -> dict[str, Any]:
+    """The settings that a row changes, and those that all tables keep whatever the scripts' defaults are.
+
+    Frozen layers are normalised with the batch's statistics: what PyTorch does with layers that are left out
+    of the optimizer, and so most likely what the dissertation did. experiments.frozen_norm compares.
+    """
+    fields = importlib.import_module(row.script).Settings.__dataclass_fields__
+    return ({"frozen_norm": "batch"} if "frozen_norm" in fields else {}) | row.settings
+
+
 def settings_of(row: Row, seed: int, budget: Budget) -> Any:
     """The script's settings for a row."""
     script = importlib.import_module(row.script)
@@ -89,7 +99,7 @@ def settings_of(row: Row, seed: int, budget: Budget) -> Any:
         extractor=budget.extractor,
         device=budget.device,
     )
-    return script.Settings(**given | row.settings)
+    return script.Settings(**given | chosen(row))
 
 
 def described(settings: Any) -> dict[str, Any]:

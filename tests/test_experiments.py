@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import wgan_64
+import wgan_64_transferlearning
 from experiments import lines, report, scale, strip, tables
 from experiments.tables import Budget, Row, Table
 from transfer import UserError, record
@@ -263,8 +264,9 @@ def run_of(script, source, seed=0, **settings):
     """A line as tables.make writes it, with what groups look at."""
     own = {"images": "96", "reference": "held", "extractor": "lite", "seed": seed}
     size = {"iterations": 300, "batch_size": 16}
-    plain = record.plain(importlib.import_module(script).Settings(**size | settings))
-    return {"script": script, "settings": {**plain, **own, "source": source}}
+    given = tables.chosen(Row("", script, size | settings))
+    plain = record.plain(importlib.import_module(script).Settings(**given))
+    return {"script": script, "settings": {**plain, **own, "source": source}, "scores": []}
 
 
 def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_beside_each():
@@ -303,6 +305,36 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     monkeypatch.setattr(lines, "read", lambda kind: found[2:] * (kind == "run"))
     (section,) = report.sections()
     assert [part["title"] for part in section["parts"]] == ["20 iterations of 16 images"]
+
+
+def test_a_longer_run_stands_for_a_shorter_one_with_its_seed_where_others_are():
+    rows = (Row("fine-tuned", "wgan_64_finetune"), Row("frozen", "wgan_64_freeze_layers"))
+    scores = [{"step": step} for step in (100, 200, 400)]
+
+    def run(script, seed, count):
+        line = run_of(script, "any", seed, iterations=scores[count - 1]["step"])
+        return line | {"scores": scores[:count], "seconds": 80.0}
+
+    short, same, longer = (run("wgan_64_finetune", *each) for each in ((0, 2), (0, 3), (1, 3)))
+    other = run("wgan_64_freeze_layers", 0, 3)
+    found = report.groups(Table("", "", "", rows), [short, same, longer, other])
+    assert [key[0].split()[0] for key in found] == ["200", "400"], "no table of 100: no run was made with it"
+    (own, stage), (beside,) = found[next(iter(found))].values()
+    assert own is short, "the run that was made with the budget, though a longer one with the seed is there"
+    for each, line in ((stage, longer), (beside, other)):
+        assert each["scores"] == scores[:2] and each["seconds"] == 40.0
+        assert each["settings"] == line["settings"] | {"iterations": 200}
+    assert list(found.values())[1] == {"fine-tuned": [same, longer], "frozen": [other]}
+
+
+def test_the_tables_freeze_as_the_dissertation_did_whatever_the_scripts_do():
+    from experiments import frozen_norm, table_7
+
+    assert wgan_64_transferlearning.Settings().frozen_norm == "source"
+    assert {tables.settings_of(row, 0, Budget()).frozen_norm for row in table_7.TABLE.rows} == {"batch"}
+    assert {tables.settings_of(row, 0, Budget()).frozen_norm for row in frozen_norm.TABLE.rows} == {
+        "batch", "source",
+    }  # fmt: skip
 
 
 def test_the_source_itself_stands_beside_its_transfers(monkeypatch):
