@@ -23,7 +23,8 @@ PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
 BUDGET = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
 NOTE = (
     "The dissertation's FIDs are of other images and another extractor: only the order can be compared."
-    " A longer run stands for a shorter one with its seed, as it was then."
+    " A row's runs differ in their seed, or in the machine, whose rounding makes it another run."
+    " A longer run stands for a shorter one, as it was then."
 )
 Lines = list[dict[str, Any]]
 
@@ -44,25 +45,29 @@ def groups(table: Table, found: Lines) -> dict[tuple, dict[str, Lines]]:
     """The lines of a table by what was spent, and by row: only runs of equal budgets stand in one table.
 
     A budget is (how much, images, held-out images, extractor, source). What has no source, because it was
-    trained from scratch, stands beside each of them. A longer run stands for a shorter one with its seed,
-    where there are others to compare it with.
+    trained from scratch, stands beside each of them. A longer run stands for a shorter one with its seed on
+    its machine, where there are others to compare it with.
     """
     plans = [(row, line, spent(row, line)) for row in table.rows for line in of(row, found)]
-    seeds = {(row.name, line["settings"]["seed"], budget) for row, line, budget in plans}
     budgets = {budget for *_, budget in plans}
+    there = {which(*plan) for plan in plans}
     for row, line, _ in tuple(plans):
         for stage in stages(line):
-            budget = spent(row, stage)
-            plan = row.name, line["settings"]["seed"], budget
-            if budget in budgets and plan not in seeds:
-                seeds.add(plan)
-                plans.append((row, stage, budget))
+            plan = row, stage, spent(row, stage)
+            if plan[-1] in budgets and which(*plan) not in there:
+                there.add(which(*plan))
+                plans.append(plan)
     by_budget: dict[tuple, dict[str, Lines]] = defaultdict(dict)
     for row, line, budget in plans:
         beside = [other for *_, other in plans if other[-1] and other[:-1] == budget[:-1]]
         for home in dict.fromkeys(beside if budget[-1] is None and beside else [budget]):
             by_budget[home].setdefault(row.name, []).append(line)
     return dict(by_budget)
+
+
+def which(row: Row, line: dict[str, Any], budget: tuple) -> tuple:
+    """What no two runs of a table have in common."""
+    return row.name, line["settings"]["seed"], line["hardware"], budget
 
 
 def stages(line: dict[str, Any]) -> Lines:
@@ -109,7 +114,7 @@ def mean(numbers: list[float], digits: int = 1) -> str:
 HEAD = (
     "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
     "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
-    "numbers that learn", "minutes of training", "seeds",
+    "numbers that learn", "minutes of training", "runs",
 )  # fmt: skip
 
 
@@ -194,14 +199,14 @@ def order(rows: list[Row], ours: list[str]) -> list[str]:
 def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
     """By how much the first of an order leads, and whether chance alone could do that."""
     lead = statistics.mean(ends[second]) - statistics.mean(ends[first])
-    # their own seeds' spread; what the others' seeds do says less, but more than nothing
+    # their own runs' spread; what the others' runs do says less, but more than nothing
     rows = [ends[first], ends[second]]
     spreads = [statistics.stdev(each) for each in rows if len(each) > 1]
     spreads = spreads or [statistics.stdev(each) for each in ends.values() if len(each) > 1]
     if not spreads:
-        return f"The first leads by {lead:.1f}; with one seed that cannot be told from chance."
+        return f"The first leads by {lead:.1f}; with one run of each that cannot be told from chance."
     more = "more" if lead > max(spreads) else "no more"
-    return f"The first leads by {lead:.1f}, {more} than the seeds' spread ({max(spreads):.1f})."
+    return f"The first leads by {lead:.1f}, {more} than the runs' spread ({max(spreads):.1f})."
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:
@@ -262,7 +267,7 @@ def sections() -> list[dict[str, Any]]:
                     "title": much,
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
                     f" {f'from {source}' if source else 'from scratch'}, on {where};"
-                    f" ± is the standard deviation over the seeds.{beside}",
+                    f" ± is the standard deviation over the runs.{beside}",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name], machines) for row in rows],
                     "verdict": verdict(rows, runs),
@@ -348,7 +353,7 @@ def data_url(data: bytes, kind: str) -> str:
 
 
 def curves(runs: dict[str, Lines]) -> str:
-    """KID against the iteration, a curve for each row, over its seeds."""
+    """KID against the iteration, a curve for each row, over its runs."""
     from matplotlib.figure import Figure
 
     # a legend beside the axes, and as much height as its rows need
@@ -371,7 +376,7 @@ def curves(runs: dict[str, Lines]) -> str:
 
 
 def strips(runs: dict[str, Lines]) -> dict[str, str]:
-    """The kept grids of each row's first seed."""
+    """The kept grids of each row's first run."""
     files = {name: PICTURES / f"{each[0]['run']}.webp" for name, each in runs.items()}
     return {name: data_url(file.read_bytes(), "webp") for name, file in files.items() if file.exists()}
 

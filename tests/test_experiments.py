@@ -221,7 +221,7 @@ def test_the_verdict_follows_from_the_figures(ends, said):
         line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225), strict=True
     )
     text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}))
-    assert said in text and "1 of 2 runs had a better score before" in text and "one seed" in text
+    assert said in text and "1 of 2 runs had a better score before" in text and "one run" in text
     assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
     assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
 
@@ -250,14 +250,14 @@ def test_in_short_it_says_who_is_first_and_what_is_no_better_than_the_source():
 
 
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
-def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
+def test_a_lead_is_held_against_the_spread_of_the_runs(spread, said):
     row, runs = line_of("first", [1.0 - spread])
     runs += line_of("first", [1.0 + spread])[1]
     other, others = line_of("second", [6.0])
     third, wide = line_of("third", [100.0])
     wide += line_of("third", [900.0])[1]
     text = " ".join(report.verdict((row, other, third), {"first": runs, "second": others, "third": wide}))
-    assert f"leads by {said} the seeds' spread ({2**0.5 * spread:.1f})" in text
+    assert f"leads by {said} the runs' spread ({2**0.5 * spread:.1f})" in text
 
 
 def run_of(script, source, seed=0, **settings):
@@ -266,7 +266,12 @@ def run_of(script, source, seed=0, **settings):
     size = {"iterations": 300, "batch_size": 16}
     given = tables.chosen(Row("", script, size | settings))
     plain = record.plain(importlib.import_module(script).Settings(**given))
-    return {"script": script, "settings": {**plain, **own, "source": source}, "scores": []}
+    return {
+        "script": script,
+        "settings": {**plain, **own, "source": source},
+        "scores": [],
+        "hardware": "",
+    }
 
 
 def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_beside_each():
@@ -315,16 +320,22 @@ def test_a_longer_run_stands_for_a_shorter_one_with_its_seed_where_others_are():
         line = run_of(script, "any", seed, iterations=scores[count - 1]["step"])
         return line | {"scores": scores[:count], "seconds": 80.0}
 
-    short, same, longer = (run("wgan_64_finetune", *each) for each in ((0, 2), (0, 3), (1, 3)))
+    short, same, longer, elsewhere = (
+        run("wgan_64_finetune", *each) for each in ((0, 2), (0, 3), (1, 3), (0, 3))
+    )
+    elsewhere["hardware"] = "another machine"
     other = run("wgan_64_freeze_layers", 0, 3)
-    found = report.groups(Table("", "", "", rows), [short, same, longer, other])
+    found = report.groups(Table("", "", "", rows), [short, same, longer, elsewhere, other])
     assert [key[0].split()[0] for key in found] == ["200", "400"], "no table of 100: no run was made with it"
-    (own, stage), (beside,) = found[next(iter(found))].values()
+    (own, stage, another), (beside,) = found[next(iter(found))].values()
     assert own is short, "the run that was made with the budget, though a longer one with the seed is there"
-    for each, line in ((stage, longer), (beside, other)):
+    for each, line in ((stage, longer), (another, elsewhere), (beside, other)):
         assert each["scores"] == scores[:2] and each["seconds"] == 40.0
         assert each["settings"] == line["settings"] | {"iterations": 200}
-    assert list(found.values())[1] == {"fine-tuned": [same, longer], "frozen": [other]}
+    assert list(found.values())[1] == {
+        "fine-tuned": [same, longer, elsewhere],
+        "frozen": [other],
+    }
 
 
 def test_the_tables_freeze_as_the_dissertation_did_whatever_the_scripts_do():
