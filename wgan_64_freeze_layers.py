@@ -57,7 +57,7 @@ from transfer.images import Augment, Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
 from transfer.record import Run
-from transfer.weights import Average, Source, carry, check_clip, clip_, learning
+from transfer.weights import Average, Source, carry, clip_, learning, set_clip
 
 
 class Generator(nn.Module):
@@ -114,7 +114,7 @@ def main(settings: Settings) -> Path | None:
     D = Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
     carry(G, source.generator, "G")
     carry(D, source.discriminator, "D")
-    check_clip(D, settings.clip)
+    set_clip(D, settings.clip)
     images = Images.load(settings.images, device)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:

@@ -171,7 +171,7 @@ class StaysOnDevice(TorchDispatchMode):
 def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, augment):
     """Which is what a graph needs: on the meta device no value can be read and nothing can be moved."""
     script, settings = tiny(name, faces, source, tmp_path, augment=augment)
-    monkeypatch.setattr(script, "check_clip", lambda *_: None, raising=False)
+    monkeypatch.setattr(script, "set_clip", lambda *_: None, raising=False)
     settings = replace(settings, device="meta")
     iteration, _ = iteration_of(script, settings, Images.load(faces, "meta"))
     with StaysOnDevice() as mode:

@@ -26,6 +26,7 @@ class _Kernel(nn.Module):
     ) -> None:
         super().__init__()
         self.policy, self.stride, self.padding = policy, stride, padding
+        self.bound: float | None = None  # of a modulated kernel in a critic; weights.set_clip sets it
         self.few_products = False  # whether transfer.kernels convolves; transfer.engine decides
         self.weight = nn.Parameter(torch.randn(shape) * 0.02, requires_grad="weight" in policy.learns)
         shapes = policy.modulation(shape, self.out_axis) if policy.modulation else (None, None)
@@ -41,7 +42,8 @@ class _Kernel(nn.Module):
 
     def kernel(self) -> Tensor:
         """The effective kernel, of the weight's shape: what the convolution is done with."""
-        return self.policy.kernel(self)
+        kernel = self.policy.kernel(self)
+        return kernel if self.bound is None else kernel.clamp(-self.bound, self.bound)
 
     def shift(self) -> Tensor | None:
         """What is added to the output, (C_out,), or None: the layer's own bias and what the policy adds."""

@@ -28,8 +28,8 @@ class Policy:
         start: brings gamma and beta to where the effective kernel is W.
         kernel: the effective kernel, shaped as W.
         bias: what is added to the layer's output, one number a channel, or None.
-        fit: brings the effective kernel into [-bound, bound] by gamma and beta, and returns those of them
-            that are to be clamped for themselves; None when the weight is.
+        clamped: those of gamma and beta that the critic's clip clamps for themselves, being of the weight's
+            or the output's scale and no factor; the modulated kernel is clamped where it is computed.
         norm: for a layer that does not learn, whether its batch normalisation uses the batch's statistics
             ("batch") or the source's running statistics ("source").
         fresh: the layer starts from random numbers, not from the source.
@@ -41,7 +41,7 @@ class Policy:
     start: Callable[[Any], None] = lambda layer: None
     kernel: Callable[[Any], Any] = lambda layer: layer.weight
     bias: Callable[[Any], Any] = lambda layer: None
-    fit: Callable[[Any, float], list[Any]] | None = None
+    clamped: tuple[str, ...] = ()
     norm: FrozenNorm = "batch"
     fresh: bool = False
 
@@ -58,25 +58,6 @@ def _per_filter(shape: Shape, out: int) -> tuple[Shape, Shape]:
 def _at_one_and_zero(layer: Any) -> None:
     layer.gamma.fill_(1)
     layer.beta.zero_()
-
-
-def _shrink(layer: Any, bound: float, over: list[int]) -> Any:
-    """How much each part of the effective kernel has to shrink to fit, 1 where it does; NaN stays NaN."""
-    largest = layer.kernel().abs().amax(over, keepdim=True)
-    # A hair below the bound, so that rounding in the kernel cannot carry it over.
-    return (bound * (1 - 1e-6) / largest).where(largest > bound, largest.new_ones(largest.shape))
-
-
-def _fit_slices(layer: Any, bound: float) -> list[Any]:
-    factor = _shrink(layer, bound, [2, 3])
-    layer.gamma.mul_(factor)
-    layer.beta.mul_(factor)
-    return []
-
-
-def _fit_filters(layer: Any, bound: float) -> list[Any]:
-    layer.gamma.mul_(_shrink(layer, bound, [axis for axis in range(4) if axis != layer.out_axis]))
-    return [layer.beta]
 
 
 # Normalised AdaFM: gamma (W - mu) / sigma + beta, from gamma = sigma and beta = mu.
@@ -129,11 +110,6 @@ def _singular(layer: Any) -> Any:
     return layer.weight + change.unflatten(0, rows).movedim(-1, layer.out_axis)
 
 
-def _fit_whole(layer: Any, bound: float) -> list[Any]:
-    layer.gamma.mul_(_shrink(layer, bound, [0, 1, 2, 3]).flatten())
-    return []
-
-
 # Rank one: W (1 + v u'), v for each filter and u for each number of it; gamma is v and beta is u.
 
 
@@ -148,16 +124,6 @@ def _start_outer(layer: Any) -> None:
         tensor.normal_(0, 1e-7)  # their product vanishes beside 1
 
 
-def _fit_outer(layer: Any, bound: float) -> list[Any]:
-    """Shrink v, filter by filter; a number of W that is at the bound leaves its filter no room to grow."""
-    change, room = layer.gamma * layer.beta, bound / layer.weight.abs()
-    most = (room - 1).clamp(min=0).where(change > 0, -room - 1)  # what the change may come to
-    beyond = layer.kernel().abs() > bound
-    factor = (most / change * (1 - 1e-6)).where(beyond, change.new_ones(change.shape))
-    layer.gamma.mul_(factor.amin([axis for axis in range(4) if axis != layer.out_axis], keepdim=True))
-    return []
-
-
 # FreezeD (Mo et al. 2020): the kernel stays as it is.
 FREEZE = Policy("freeze", learns=())
 # AdaFM (Zhao, Cong and Carin 2020): one gamma and one beta for each two-dimensional slice of the kernel.
@@ -167,11 +133,16 @@ ADAFM = Policy(
     _per_slice,
     _at_one_and_zero,
     kernel=lambda layer: layer.gamma * layer.weight + layer.beta,
-    fit=_fit_slices,
+    clamped=("beta",),
 )
 # GAN memory (Cong et al. 2020): the same of the slice made to have mean 0 and standard deviation 1.
 NORMALISED_ADAFM = Policy(
-    "normalised_adafm", ("gamma", "beta"), _per_slice, _start_normalised, kernel=_normalised, fit=_fit_slices
+    "normalised_adafm",
+    ("gamma", "beta"),
+    _per_slice,
+    _start_normalised,
+    kernel=_normalised,
+    clamped=("gamma", "beta"),
 )
 # Filter selection (Noguchi and Harada 2019): one gamma for each output filter, beta added to its output.
 FILTER_SELECTION = Policy(
@@ -181,12 +152,10 @@ FILTER_SELECTION = Policy(
     _at_one_and_zero,
     kernel=lambda layer: layer.gamma * layer.weight,
     bias=lambda layer: layer.beta.flatten(),
-    fit=_fit_filters,
+    clamped=("beta",),
 )
 # FSGAN (Robb et al. 2020): the singular values of the kernel as a matrix are scaled.
-SINGULAR_VALUES = Policy(
-    "singular_values", ("gamma",), _rank, _start_singular, kernel=_singular, fit=_fit_whole
-)
+SINGULAR_VALUES = Policy("singular_values", ("gamma",), _rank, _start_singular, kernel=_singular)
 # AdAM's kernel modulation (Zhao et al. 2022): each number of the kernel times 1 + v u'.
 RANK_ONE = Policy(
     "rank_one",
@@ -194,7 +163,6 @@ RANK_ONE = Policy(
     _outer,
     _start_outer,
     kernel=lambda layer: layer.weight * (1 + layer.gamma * layer.beta),
-    fit=_fit_outer,
 )
 # TransferGAN (Wang et al. 2018): the kernel itself learns.
 FINETUNE = Policy("finetune", ("weight",))

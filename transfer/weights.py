@@ -29,17 +29,16 @@ def learning(network: nn.Module) -> list[nn.Parameter]:
 def clip_(critic: nn.Module, bound: float) -> None:
     """Bring what the critic computes with into [-bound, bound] (Arjovsky et al. 2017, algorithm 1, line 7).
 
-    Tensors that learn and stand for themselves are clamped. Where a kernel is modulated, what modulates it is
-    scaled down, slice by slice (AdaFM), filter by filter (filter selection, rank one) or as a whole (singular
-    values), just enough for the effective kernel to fit: where that is linear in them it keeps its direction,
-    and at the identity nothing changes. NaN stays NaN.
+    Tensors that learn and stand for themselves are clamped; of what modulates a kernel only what is no
+    factor, since a modulated kernel is clamped where it is computed (set_clip). NaN stays NaN.
     """
     clamped = []
     for module in critic.modules():
-        if isinstance(module, Conv | ConvUp) and module.policy.fit is not None:
-            clamped += module.policy.fit(module, bound)
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, Conv | ConvUp) and module.policy.modulation:
+            clamped += [own[name] for name in module.policy.clamped]
         else:
-            clamped += [each for each in module.parameters(recurse=False) if each.requires_grad]
+            clamped += [each for each in own.values() if each.requires_grad]
     if clamped:
         torch._foreach_clamp_min_(clamped, -bound)
         torch._foreach_clamp_max_(clamped, bound)
@@ -207,14 +206,18 @@ def _fresh(module: nn.Module) -> bool:
     return isinstance(module, Conv | ConvUp | Norm) and module.policy.fresh
 
 
-def check_clip(critic: nn.Module, bound: float) -> None:
-    """Refuse a bound that the source's kernels are beyond, since frozen ones could never be brought into it.
+def set_clip(critic: nn.Module, bound: float) -> None:
+    """Clamp every modulated kernel of the critic to [-bound, bound] wherever it is computed.
 
     Raises:
-        UserError: naming the bound that they fit.
+        UserError: when kernels of the source are beyond the bound, since frozen ones could never be brought
+            into it; it names the bound that they fit.
     """
     largest = largest_kernel_value(critic)
     if largest > bound:
         raise UserError(
             f"clip is {bound}, and the source's critic has kernels up to {largest:.6g}: give at least that"
         )
+    for layer in critic.modules():
+        if isinstance(layer, Conv | ConvUp) and layer.policy.modulation:
+            layer.bound = bound
