@@ -9,7 +9,7 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 
 
 def read(table: str) -> list[dict[str, Any]]:
-    """The lines of one kind: "scale", "resume" or "run"."""
+    """The lines of one kind: "scale", "resume", "run" or "superseded" (a run whose code is gone)."""
     texts = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     return [line for line in map(json.loads, texts) if line["table"] == table]
 

@@ -326,7 +326,38 @@ def page() -> str:
             text += " ".join(part["verdict"]) + "\n\n"
             if part["absent"]:
                 text += f"Not run yet: {'; '.join(part['absent'])}.\n\n"
-    return text + scale.section() + going_on()
+    return text + clips() + scale.section() + going_on()
+
+
+def clips() -> str:
+    """The runs with the clip's earlier rules for a modulated kernel, beside those with today's."""
+    old, today = lines.read("superseded"), lines.read("run")
+    rules, body, shown = list(dict.fromkeys(line["clip"] for line in old)), [], []
+    for title, row in [(table.title, row) for table in TABLES for row in table.rows]:
+        for much in dict.fromkeys(spent(row, line)[0] for line in of(row, old)):
+            before = [line for line in of(row, old) if spent(row, line)[0] == much]
+            if before in shown:
+                continue
+            shown.append(before)
+            now = {
+                which(row, stage, spent(row, stage)): stage
+                for line in of(row, today)
+                for stage in (*stages(line), line)
+                if spent(row, stage)[0] == much
+            }
+            by_rule = [[line for line in before if line["clip"] == rule] for rule in rules]
+            kids = [[merit(run["scores"][-1]) for run in runs] for runs in (*by_rule, now.values())]
+            cells = [f"{mean(kid)} ({len(kid)})" if kid else "" for kid in kids]
+            body.append((f"{title}: {row.name}", much, *cells))
+    if not body:
+        return ""
+    return (
+        "## The clip of a modulated critic\n\nThe critic's effective kernel must stay in the clip, and three"
+        " rules have kept it there ([decisions.md](decisions.md)). Runs with the earlier ones stand in no"
+        " other table. KID x 1000 at the end, with the number of runs.\n\n"
+        + lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body)
+        + "\n"
+    )
 
 
 def going_on() -> str:

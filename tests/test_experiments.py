@@ -348,6 +348,23 @@ def test_the_tables_freeze_as_the_dissertation_did_whatever_the_scripts_do():
     }  # fmt: skip
 
 
+def test_runs_with_an_earlier_clip_stand_beside_todays_and_in_no_table(monkeypatch):
+    rows = (Row("fine-tuned", "wgan_64_finetune"), Row("frozen", "wgan_64_freeze_layers"))
+    monkeypatch.setattr(report, "TABLES", (Table("", "One", "", rows), Table("", "Two", "", rows)))
+
+    def run(kid, seed=0, steps=(300,), **more):
+        scores = [{"step": step, "kid": kid / 1000, "heldout": None} for step in steps]
+        line = run_of("wgan_64_finetune", "any", seed, iterations=steps[-1])
+        return line | {"scores": scores, "seconds": 1.0} | more
+
+    found = {"run": [run(3.0), run(5.0, 1, (300, 600))], "superseded": [run(9.0, clip="scaled", run="a")]}
+    monkeypatch.setattr(lines, "read", lambda kind: found[kind])
+    assert "| One: fine-tuned | 300 iterations of 16 images | 9.0 (1) | 4.0 ± 1.4 (2) |" in report.clips()
+    assert "Two" not in report.clips() and "frozen" not in report.clips()
+    found["superseded"] = []
+    assert not report.clips()
+
+
 def test_the_source_itself_stands_beside_its_transfers(monkeypatch):
     held_out = {"fid": 229.0, "n_real": 5000}
     line = {"row": "young against training images", "extractor": "lite", "heldout": held_out}
