@@ -64,6 +64,14 @@ def test_two_iterations_of_each_script(name, faces, source, tmp_path):
         assert image.size == (512, 512)
 
 
+@pytest.mark.parametrize("script", [*TRANSFERS, "minegan.py"])
+def test_every_transfer_sets_its_critics_clip(faces, source, script):
+    """Without it nothing would hold a modulated kernel in the clip."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    with pytest.raises(UserError, match="give at least that"):
+        module.main(module.Settings(source=source, images=faces, clip=1e-6, dry_run=True))
+
+
 def test_the_animation_shows_the_grids_in_order(tmp_path):
     (tmp_path / "samples").mkdir()
     for step, colour in enumerate(["red", "lime", "blue"]):
