@@ -11,6 +11,7 @@ import io
 import statistics
 import string
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
 BUDGET = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
 NOTE = (
     "The dissertation's FIDs are of other images and another extractor: only the order can be compared."
-    " A row's runs differ in their seed, or in the machine, whose rounding makes it another run."
+    " ± is the standard deviation over a row's seeds; a machine's rounding makes the same seed another run,"
+    " though not an independent one, so such runs are averaged first."
     " A longer run stands for a shorter one, as it was then."
 )
 Lines = list[dict[str, Any]]
@@ -105,6 +107,24 @@ def merit(scores: dict[str, Any]) -> float:
     return 1000 * record.merit(scores)
 
 
+def by_seed(runs: Lines, figure: Callable[[dict[str, Any]], float]) -> list[float]:
+    """A figure of each seed's run; the mean where several machines have made it."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        found[run["settings"]["seed"]].append(figure(run))
+    return [statistics.mean(each) for each in found.values()]
+
+
+def final(run: dict[str, Any]) -> float:
+    """KID x 1000 at a run's end."""
+    return merit(run["scores"][-1])
+
+
+def best(run: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a run's best checkpoint."""
+    return min(run["scores"], key=merit)
+
+
 def mean(numbers: list[float], digits: int = 1) -> str:
     """The mean, with the standard deviation where there are several."""
     spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
@@ -114,7 +134,7 @@ def mean(numbers: list[float], digits: int = 1) -> str:
 HEAD = (
     "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
     "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
-    "numbers that learn", "minutes of training", "runs",
+    "numbers that learn", "minutes of training", "seeds",
 )  # fmt: skip
 
 
@@ -137,22 +157,24 @@ def letter(machine: str, machines: list[str]) -> str:
 
 def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
     """A row of a table, whose runs were made on these machines."""
-    best = [min(run["scores"], key=merit) for run in runs]
-    copies = [run["scores"][-1]["memorisation"]["near_copies"] for run in runs]
+
+    def over(figure: Callable[[dict[str, Any]], float], digits: int = 1) -> str:
+        return mean(by_seed(runs, figure), digits)
+
     return (
         row.name,
         "" if row.published is None else f"{row.published:g}",
-        mean([last(run)["fid"] for run in runs]),
-        mean([merit(run["scores"][-1]) for run in runs]),
-        mean([last(run)["precision"] for run in runs], 2),
-        mean([run["scores"][-1]["fid"] for run in runs]),
-        mean([scores["step"] for scores in best], 0),
-        mean([merit(scores) for scores in best]),
-        mean([run["scores"][-1]["diversity"] for run in runs], 2),
-        mean(copies, 2),
+        over(lambda run: last(run)["fid"]),
+        over(final),
+        over(lambda run: last(run)["precision"], 2),
+        over(lambda run: run["scores"][-1]["fid"]),
+        over(lambda run: best(run)["step"], 0),
+        over(lambda run: merit(best(run))),
+        over(lambda run: run["scores"][-1]["diversity"], 2),
+        over(lambda run: run["scores"][-1]["memorisation"]["near_copies"], 2),
         f"{runs[0]['learning']:,}",
         minutes(runs, machines),
-        str(len(runs)),
+        str(len(by_seed(runs, final))),
     )
 
 
@@ -180,8 +202,8 @@ def short(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | None
 
 
 def ranked(runs: dict[str, Lines]) -> tuple[dict[str, list[float]], list[str]]:
-    """KID x 1000 at the end of each row's runs, and the rows from the best to the worst."""
-    ends = {name: [merit(run["scores"][-1]) for run in each] for name, each in runs.items()}
+    """KID x 1000 at the end for each row's seeds, and the rows from the best to the worst."""
+    ends = {name: by_seed(each, final) for name, each in runs.items()}
     return ends, sorted(ends, key=lambda name: statistics.mean(ends[name]))
 
 
@@ -199,14 +221,14 @@ def order(rows: list[Row], ours: list[str]) -> list[str]:
 def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
     """By how much the first of an order leads, and whether chance alone could do that."""
     lead = statistics.mean(ends[second]) - statistics.mean(ends[first])
-    # their own runs' spread; what the others' runs do says less, but more than nothing
+    # their own seeds' spread; what the others' seeds do says less, but more than nothing
     rows = [ends[first], ends[second]]
     spreads = [statistics.stdev(each) for each in rows if len(each) > 1]
     spreads = spreads or [statistics.stdev(each) for each in ends.values() if len(each) > 1]
     if not spreads:
-        return f"The first leads by {lead:.1f}; with one run of each that cannot be told from chance."
+        return f"The first leads by {lead:.1f}; with one seed of each that cannot be told from chance."
     more = "more" if lead > max(spreads) else "no more"
-    return f"The first leads by {lead:.1f}, {more} than the runs' spread ({max(spreads):.1f})."
+    return f"The first leads by {lead:.1f}, {more} than the seeds' spread ({max(spreads):.1f})."
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:
@@ -223,14 +245,14 @@ def cost(runs: dict[str, Lines], first: str, second: str) -> str:
 
 def by_precision(runs: dict[str, Lines]) -> str:
     """Which row's samples most often lie among the real images: the other half of what KID sums up."""
-    shares = {name: [last(run)["precision"] for run in each] for name, each in runs.items()}
+    shares = {name: by_seed(each, lambda run: last(run)["precision"]) for name, each in runs.items()}
     first = max(shares, key=lambda name: statistics.mean(shares[name]))
     return f"By precision {first} is first ({mean(shares[first], 2)})."
 
 
 def overfitting(runs: Lines) -> str:
     """How many runs were better before their end."""
-    early = sum(min(run["scores"], key=merit)["step"] < run["scores"][-1]["step"] for run in runs)
+    early = sum(best(run)["step"] < run["scores"][-1]["step"] for run in runs)
     return f"{early} of {len(runs)} runs had a better score before their end."
 
 
@@ -266,8 +288,7 @@ def sections() -> list[dict[str, Any]]:
                 {
                     "title": much,
                     "about": f"{about} ({images}), {held_out}; {counts['extractor']};"
-                    f" {f'from {source}' if source else 'from scratch'}, on {where};"
-                    f" ± is the standard deviation over the runs.{beside}",
+                    f" {f'from {source}' if source else 'from scratch'}, on {where}.{beside}",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name], machines) for row in rows],
                     "verdict": verdict(rows, runs),
@@ -346,7 +367,7 @@ def clips() -> str:
                 if spent(row, stage)[0] == much
             }
             by_rule = [[line for line in before if line["clip"] == rule] for rule in rules]
-            kids = [[merit(run["scores"][-1]) for run in runs] for runs in (*by_rule, now.values())]
+            kids = [by_seed(runs, final) for runs in (*by_rule, list(now.values()))]
             cells = [f"{mean(kid)} ({len(kid)})" if kid else "" for kid in kids]
             body.append((f"{title}: {row.name}", much, *cells))
     if not body:
@@ -354,7 +375,7 @@ def clips() -> str:
     return (
         "## The clip of a modulated critic\n\nThe critic's effective kernel must stay in the clip, and three"
         " rules have kept it there ([decisions.md](decisions.md)). Runs with the earlier ones stand in no"
-        " other table. KID x 1000 at the end, with the number of runs.\n\n"
+        " other table. KID x 1000 at the end, with the number of seeds.\n\n"
         + lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body)
         + "\n"
     )

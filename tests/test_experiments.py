@@ -203,13 +203,19 @@ def test_every_table_of_the_dissertation_can_be_run():
         assert len(set(names)) == len(names)
 
 
-def line_of(name, ends, published=None):
+def line_of(name, ends, published=None, seed=0):
     scores = [
         {"step": 10 * (i + 1), "kid": end / 1000, "heldout": None, "precision": end / 10}
         for i, end in enumerate(ends)
     ]
     return Row(name, "wgan_64", {}, published), [
-        {"scores": scores, "learning": 1234, "seconds": 120, "hardware": "one"}
+        {
+            "scores": scores,
+            "learning": 1234,
+            "seconds": 120,
+            "hardware": "one",
+            "settings": {"seed": seed},
+        }
     ]
 
 
@@ -221,7 +227,7 @@ def test_the_verdict_follows_from_the_figures(ends, said):
         line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225), strict=True
     )
     text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}))
-    assert said in text and "1 of 2 runs had a better score before" in text and "one run" in text
+    assert said in text and "1 of 2 runs had a better score before" in text and "one seed of each" in text
     assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
     assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
 
@@ -250,14 +256,15 @@ def test_in_short_it_says_who_is_first_and_what_is_no_better_than_the_source():
 
 
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
-def test_a_lead_is_held_against_the_spread_of_the_runs(spread, said):
+def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
     row, runs = line_of("first", [1.0 - spread])
-    runs += line_of("first", [1.0 + spread])[1]
+    runs += line_of("first", [1.0 + spread], seed=1)[1]
     other, others = line_of("second", [6.0])
+    others += line_of("second", [5.0])[1] + line_of("second", [7.0])[1]  # its seed on other machines
     third, wide = line_of("third", [100.0])
-    wide += line_of("third", [900.0])[1]
+    wide += line_of("third", [900.0], seed=1)[1]
     text = " ".join(report.verdict((row, other, third), {"first": runs, "second": others, "third": wide}))
-    assert f"leads by {said} the runs' spread ({2**0.5 * spread:.1f})" in text
+    assert f"leads by {said} the seeds' spread ({2**0.5 * spread:.1f})" in text
 
 
 def run_of(script, source, seed=0, **settings):
