@@ -298,6 +298,7 @@ def sections() -> list[dict[str, Any]]:
                 }
             )
         comparing = [part for part in parts if len(part["rows"]) > 1]
+        comparing.sort(key=lambda part: int(part["title"].split()[0].replace(",", "")))
         result.append({"table": table, "parts": comparing or parts[-1:]})
     return result
 
