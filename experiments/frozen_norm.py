@@ -14,14 +14,11 @@ TABLE = Table(
     "Statistics of frozen layers",
     "Not stated in the dissertation.",
     tuple(
-        Row(
-            f"{frozen_norm}, G{split} D{split}",
-            script,
-            {"frozen_norm": frozen_norm, "G": split, "D": split},
-        )
-        for script, split in (
-            ("wgan_64_transferlearning", Split(2, 1, 2)),
-            ("wgan_64_freeze_layers", Split(3, 0, 2)),
+        Row(f"{frozen_norm}, G{G} D{D}", script, {"frozen_norm": frozen_norm, "G": G, "D": D})
+        for script, G, D in (
+            ("wgan_64_transferlearning", Split(2, 1, 2), Split(2, 1, 2)),
+            ("wgan_64_freeze_layers", Split(3, 0, 2), Split(3, 0, 2)),
+            ("wgan_64_freeze_layers", Split(0, 0, 5), Split(3, 0, 2)),
         )
         for frozen_norm in ("batch", "source")
     ),
