@@ -178,27 +178,17 @@ def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
     )
 
 
-def verdict(rows: list[Row], runs: dict[str, Lines]) -> list[str]:
+def verdict(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | None = None) -> list[str]:
     """What the runs of each row, by its name, say of the dissertation's order, in sentences."""
     ends, ours = ranked(runs)
     text = [f"By KID x 1000 at the end: {'; '.join(f'{name} ({mean(ends[name])})' for name in ours)}."]
+    if source:
+        better = sum(statistics.mean(each) < merit(source) for each in ends.values())
+        text.append(f"{better} of {len(ours)} are better than the source itself ({merit(source):.1f}).")
     text += order(rows, ours)
     if len(ours) > 1:
-        text += [ahead(ends, *ours[:2]), cost(runs, *ours[:2]), by_precision(runs)]
+        text += [f"The first leads {lead(ends, *ours[:2])}.", cost(runs, *ours[:2]), by_precision(runs)]
     return [*text, overfitting([run for row in rows for run in runs[row.name]])]
-
-
-def short(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | None) -> list[str]:
-    """The same in short: who is first and last, what is no better than the source, and what is sure."""
-    ends, ours = ranked(runs)
-    named = [f"{name} ({mean(ends[name])})" for name in ours]
-    last = f"; last is {named[-1]}" if len(named) > 2 else ""
-    text = [f"first by KID x 1000 is {named[0]}, then {named[1]}{last}.", ahead(ends, *ours[:2])]
-    if source:
-        own = merit(source)
-        better = sum(statistics.mean(each) < own for each in ends.values())
-        text.append(f"{better} of {len(ours)} are better than the source itself ({own:.1f}).")
-    return [*text, *order(rows, ours), by_precision(runs)]
 
 
 def ranked(runs: dict[str, Lines]) -> tuple[dict[str, list[float]], list[str]]:
@@ -218,17 +208,17 @@ def order(rows: list[Row], ours: list[str]) -> list[str]:
     return [f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}{best}."]
 
 
-def ahead(ends: dict[str, list[float]], first: str, second: str) -> str:
-    """By how much the first of an order leads, and whether chance alone could do that."""
-    lead = statistics.mean(ends[second]) - statistics.mean(ends[first])
+def lead(ends: dict[str, list[float]], first: str, second: str) -> str:
+    """By how much one row is better than another, and whether chance alone could do that."""
+    ahead = statistics.mean(ends[second]) - statistics.mean(ends[first])
     # their own seeds' spread; what the others' seeds do says less, but more than nothing
     rows = [ends[first], ends[second]]
     spreads = [statistics.stdev(each) for each in rows if len(each) > 1]
     spreads = spreads or [statistics.stdev(each) for each in ends.values() if len(each) > 1]
     if not spreads:
-        return f"The first leads by {lead:.1f}; with one seed of each that cannot be told from chance."
-    more = "more" if lead > max(spreads) else "no more"
-    return f"The first leads by {lead:.1f}, {more} than the seeds' spread ({max(spreads):.1f})."
+        return f"by {ahead:.1f}; with one seed of each that cannot be told from chance"
+    more = "more" if ahead > max(spreads) else "no more"
+    return f"by {ahead:.1f}, {more} than the seeds' spread ({max(spreads):.1f})"
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:
@@ -251,9 +241,11 @@ def by_precision(runs: dict[str, Lines]) -> str:
 
 
 def overfitting(runs: Lines) -> str:
-    """How many runs were better before their end."""
-    early = sum(best(run)["step"] < run["scores"][-1]["step"] for run in runs)
-    return f"{early} of {len(runs)} runs had a better score before their end."
+    """How many runs were better before their end, and by how much."""
+    worse = [final(run) - merit(best(run)) for run in runs]
+    early = [each for each in worse if each > 0]
+    much = f", by {statistics.median(early):.1f} in the median and {max(early):.1f} at most" if early else ""
+    return f"{len(early)} of {len(runs)} runs had a better score before their end{much}."
 
 
 def sections() -> list[dict[str, Any]]:
@@ -264,7 +256,7 @@ def sections() -> list[dict[str, Any]]:
     found, result = lines.read("run"), []
     for table in TABLES:
         parts = []
-        for (much, images, reference, *_, source), runs in groups(table, found).items():
+        for (much, images, reference, *rest, source), runs in groups(table, found).items():
             rows = [row for row in table.rows if row.name in runs]
             first = runs[rows[0].name][0]
             counts = first["scores"][-1]
@@ -291,8 +283,9 @@ def sections() -> list[dict[str, Any]]:
                     f" {f'from {source}' if source else 'from scratch'}, on {where}.{beside}",
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name], machines) for row in rows],
-                    "verdict": verdict(rows, runs),
-                    "short": short(rows, runs, own) if len(rows) > 1 else [],
+                    "verdict": verdict(rows, runs, own),
+                    "budget": (much, images, reference, *rest, source),
+                    "plans": rows,
                     "runs": {row.name: runs[row.name] for row in rows},
                     "absent": [row.name for row in table.rows if row.name not in runs],
                 }
@@ -313,17 +306,101 @@ def untouched(source: str | None, scores: dict[str, Any]) -> dict[str, Any] | No
     return None
 
 
-def in_short(found: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Of each table that compares anything: its title, and what each budget says; then of all runs."""
-    result, shown = [], set()
-    for section in found:
-        parts = [part for part in section["parts"] if part["short"]]
-        if parts:
-            said = [f"After {part['title']}: {' '.join(part['short'])}" for part in parts]
-            result.append((section["table"].title, said))
-        shown |= {run["run"] for part in parts for each in part["runs"].values() for run in each}
-    whole = [line for line in lines.read("run") if line["run"] in shown]
-    return [*result, ("Overfitting", [overfitting(whole)])] if whole else []
+def answers(found: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """What the dissertation makes one ask, and what the tables answer, budget by budget."""
+    parts = {section["table"].key: section["parts"] for section in found}
+    alone, league, scratch = (parts.get(key, []) for key in ("table_11", "league", "from_scratch"))
+    defaults = ("table_2", "frozen_norm", "learning_rate", "batch_size", "moving_average")
+    result = {
+        "Does D(1,2,2), G(1,2,2) win, as in the dissertation?": stands(alone, "wgan_64_transferlearning"),
+        "Does scale and shift everywhere lose, as in the dissertation?": stands(alone, "wgan_64_scale_shift"),
+        "What wins, and is it ahead of fine-tuning and of training from scratch?": wins(league, scratch),
+        "Where is the best iteration, and does every method overfit after it?": peaks(league, scratch),
+        "What do the scripts' defaults rest on?": [
+            said for section in found if section["table"].key in defaults for said in winners(section)
+        ],
+    }
+    return [(question, said) for question, said in result.items() if said]
+
+
+def stands(parts: list[dict[str, Any]], script: str) -> list[str]:
+    """The place of a script's row in the table of each budget."""
+    said = []
+    for part in parts:
+        ends, ours = ranked(part["runs"])
+        for own in rows_of(part, script) if len(ours) > 1 else ():
+            first = ours[0] == own
+            other = ours[1] if first else ours[0]
+            place = "first" if first else f"number {ours.index(own) + 1}"
+            by = lead(ends, own, other) if first else lead(ends, other, own)
+            said.append(
+                f"After {part['title']} it is {place} of {len(ours)} ({mean(ends[own])}),"
+                f" {'ahead of' if first else 'behind'} {other} ({mean(ends[other])}) {by}."
+            )
+    return said
+
+
+def wins(league: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> list[str]:
+    """The first of each budget, beside fine-tuning and the best training from scratch."""
+    said = []
+    for part in league:
+        runs = part["runs"] | from_scratch(part, scratch)
+        ends, ours = ranked(runs)
+        first, *behind = ours
+        scratched = [name for name in behind if name not in part["runs"]]
+        rivals = [name for name in rows_of(part, "wgan_64_finetune") if name != first] + scratched[:1]
+        leads = [f"{name} ({mean(ends[name])}) {lead(ends, first, name)}" for name in rivals]
+        if leads:
+            said.append(
+                f"After {part['title']} {first} is first of {len(ours)} ({mean(ends[first])}), ahead of"
+                f" {'; and of '.join(leads)}."
+            )
+    return said
+
+
+def peaks(league: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> list[str]:
+    """Where the rows of the longest budget have their best score, and what is lost after it."""
+    if not league:
+        return []
+    runs = league[-1]["runs"] | from_scratch(league[-1], scratch)
+    steps = [
+        f"{name}: {mean(by_seed(each, lambda run: best(run)['step']), 0)}" for name, each in runs.items()
+    ]
+    every = [run for each in runs.values() for run in each]
+    return [f"In {league[-1]['title']} the best was at {'; '.join(steps)}. {overfitting(every)}"]
+
+
+def winners(section: dict[str, Any]) -> list[str]:
+    """The first two of a table's rows, or of those with the same plan where it has several."""
+    said = []
+    plans = [(row.settings.get("G"), row.settings.get("D")) for row in section["table"].rows]
+    for plan in dict.fromkeys(plans):
+        rows = [row.name for row, own in zip(section["table"].rows, plans, strict=True) if own == plan]
+        for part in reversed(section["parts"]):  # the longest budget that compares them
+            ends, ours = ranked({name: part["runs"][name] for name in rows if name in part["runs"]})
+            if len(ours) > 1:
+                first, second = (f"{name} ({mean(ends[name])})" for name in ours[:2])
+                said.append(
+                    f"{section['table'].title}: after {part['title']} {first} leads {second}"
+                    f" {lead(ends, *ours[:2])}."
+                )
+                break
+    return said
+
+
+def rows_of(part: dict[str, Any], script: str) -> list[str]:
+    """The rows of a table that are a script's."""
+    return [row.name for row in part["plans"] if row.script == script]
+
+
+def from_scratch(part: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Lines]:
+    """The runs without a source that had a table's budget."""
+    return {
+        name: other["runs"][name]
+        for other in others
+        if other["budget"] == part["budget"]
+        for name in rows_of(other, "wgan_64")
+    }
 
 
 def page() -> str:
@@ -332,11 +409,9 @@ def page() -> str:
     text = (
         "# Results\n\nWritten by `python -m experiments.report` from `experiments/results.jsonl`; nothing"
         f" is typed by hand here. [scores.md](scores.md) says what each score means. {NOTE}\n\n"
-        "## In short\n\n"
     )
-    for title, said in in_short(found):
-        text += f"- **{title}**\n" + "".join(f"  - {each}\n" for each in said)
-    text += "\n"
+    for question, said in answers(found):
+        text += f"**{question}**\n\n" + "".join(f"- {each}\n" for each in said) + "\n"
     for section in found:
         table = section["table"]
         text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
@@ -446,7 +521,7 @@ def html() -> str:
     )
     found = sections()
     return environment.get_template("report.html.jinja").render(
-        note=NOTE, sections=found, short=in_short(found), curves=curves, strips=strips
+        note=NOTE, sections=found, answers=answers(found), curves=curves, strips=strips
     )
 
 

@@ -226,9 +226,10 @@ def test_the_verdict_follows_from_the_figures(ends, said):
     rows, runs = zip(
         line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225), strict=True
     )
-    text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}))
+    text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}, {"kid": 0.0015}))
     assert said in text and "1 of 2 runs had a better score before" in text and "one seed of each" in text
     assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
+    assert "1 of 2 are better than the source itself (1.5)." in text
     assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
 
 
@@ -243,16 +244,39 @@ def test_minutes_are_of_a_machine():
     assert "learns 1,234 numbers, the second 1,234." in text and "minutes" not in text
 
 
-def test_in_short_it_says_who_is_first_and_what_is_no_better_than_the_source():
-    rows, each = zip(
-        *(line_of(name, [end]) for name, end in (("a", 3.0), ("b", 1.0), ("c", 2.0))), strict=True
+def section_of(key, **scripts):
+    """A table of one budget: a row for each script, with what its seeds ended at."""
+    rows, runs = [], {}
+    for script, ends in scripts.items():
+        rows.append(Row(f"row of {script}", script))
+        runs[rows[-1].name] = [
+            run for seed, end in enumerate(ends) for run in line_of("", [end + 9, end, end + 1], seed=seed)[1]
+        ]
+    part = {"title": "3 iterations", "budget": (3,), "plans": rows, "runs": runs}
+    return {"table": Table(key, key, "", tuple(rows)), "parts": [part]}
+
+
+def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
+    combination, scale_shift = "row of wgan_64_transferlearning", "row of wgan_64_scale_shift"
+    three = dict(wgan_64_finetune=[2.0, 4.0], wgan_64_transferlearning=[7.0], wgan_64_scale_shift=[8.0])
+    found = [
+        section_of("table_11", **three),
+        section_of("league", **three),
+        section_of("from_scratch", wgan_64_transferlearning=[1.0], wgan_64=[9.0]),
+        section_of("learning_rate", wgan_64_transferlearning=[5.0], wgan_64=[3.0, 4.0]),
+    ]
+    wins, loses, first, peaks, defaults = (" ".join(said) for _, said in report.answers(found))
+    assert "it is number 2 of 3 (8.0), behind row of wgan_64_finetune (4.0 ± 1.4) by 4.0, more than" in wins
+    assert "it is number 3 of 3 (9.0), behind" in loses
+    assert "row of wgan_64_finetune is first of 4 (4.0 ± 1.4), ahead of row of wgan_64 (10.0) by 6.0" in first
+    assert f"{combination}: 20" in peaks and f"{scale_shift}: 20" in peaks
+    assert "5 of 5 runs had a better score before their end, by 1.0 in the median and 1.0 at most." in peaks
+    assert (
+        f"learning_rate: after 3 iterations row of wgan_64 (4.5 ± 0.7) leads {combination} (6.0)" in defaults
     )
-    runs = dict(zip("abc", each, strict=True))
-    text = " ".join(report.short(rows, runs, {"kid": 0.0025}))
-    assert "first by KID x 1000 is b (1.0), then c (2.0); last is a (3.0)." in text
-    assert "2 of 3 are better than the source itself (2.5)." in text and "leads by 1.0" in text
-    two = " ".join(report.short(rows[:2], {name: runs[name] for name in "ab"}, None))
-    assert "is b (1.0), then a (3.0)." in two and "source" not in two
+    (ahead,) = report.stands(found[0]["parts"], "wgan_64_finetune")
+    assert "it is first of 3 (4.0 ± 1.4), ahead of row of wgan_64_transferlearning (8.0)" in ahead
+    assert report.answers([section_of("table_11", wgan_64_finetune=[2.0])]) == []
 
 
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
