@@ -24,7 +24,7 @@ PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
 BUDGET = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
 NOTE = (
     "The dissertation's FIDs are of other images and another extractor, after up to 20,000 iterations: only"
-    " the order can be compared. A figure without a name is KID x 1000 at a run's end, against held-out images."
+    " the order can be compared. A figure without a name is KID x 1000 at a run's end, on held-out images."
     " ± is the standard deviation over a row's seeds; a machine's rounding makes the same seed another run,"
     " though not an independent one, so such runs are averaged first."
     " A longer run stands for a shorter one, as it was then."
