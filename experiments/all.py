@@ -10,6 +10,7 @@ the source domain, has its own command.
 from experiments import (
     batch_size,
     figures_23_24,
+    freeze_critic,
     from_scratch,
     frozen_norm,
     league,
@@ -32,6 +33,7 @@ TABLES = tuple(
         table_11,
         from_scratch,
         frozen_norm,
+        freeze_critic,
         learning_rate,
         batch_size,
         moving_average,

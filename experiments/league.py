@@ -35,6 +35,11 @@ TABLE = Table(
         Row("singular values (FSGAN)", "wgan_64_scale_shift", {"rescale": "singular_values"}),
         Row("rank one (AdAM's policy)", "wgan_64_scale_shift", {"rescale": "rank_one"}),
         Row("critic's first three layers frozen (FreezeD)", "wgan_64_freeze_layers", {"G": Split(0, 0, 5)}),
+        Row(
+            "the same, normalised with the source's statistics",
+            "wgan_64_freeze_layers",
+            {"G": Split(0, 0, 5), "frozen_norm": "source"},
+        ),
         held("fine-tuning, L2-SP", l2_sp=100.0),
         held("fine-tuning, feature distillation", distillation=1000.0),
         held("fine-tuning, elastic weights (EWC)", ewc=1e-3),
