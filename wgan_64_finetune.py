@@ -24,7 +24,7 @@ class Settings:
     D: Plan = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
-    iterations: int = 1_000  # generator updates; the dissertation's 20,000 is one flag away
+    iterations: int = 2_000  # generator updates; the dissertation's 20,000 is one flag away
     batch_size: int = 16  # images a step, real and generated each
     critic_steps: int = 5  # critic updates before each generator update
     learning_rate: float = 2e-4  # of RMSprop, for both networks

@@ -14,7 +14,11 @@ TABLE = Table(
     "Frozen layers of the critic",
     "Not stated in the dissertation, which freezes layers in both networks.",
     tuple(
-        Row(f"D{D}, G{G}", "wgan_64_freeze_layers", {"G": G, "D": D, "frozen_norm": "source"})
+        Row(
+            f"D{D}, G{G}, the source's statistics",
+            "wgan_64_freeze_layers",
+            {"G": G, "D": D, "frozen_norm": "source"},
+        )
         for D, G in (
             (Split(1, 0, 4), Split(0, 0, 5)),
             (Split(2, 0, 3), Split(0, 0, 5)),

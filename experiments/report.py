@@ -354,7 +354,7 @@ def wins(league: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> list[st
         if leads:
             said.append(
                 f"After {part['title']} {first} is first of {len(ours)} ({mean(ends[first])}), ahead of"
-                f" {'; and of '.join(leads)}."
+                f" {'; and of '.join(leads)}. {by_precision(runs)}"
             )
     return said
 

@@ -269,6 +269,7 @@ def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
     assert "it is number 2 of 3 (8.0), behind row of wgan_64_finetune (4.0 ± 1.4) by 4.0, more than" in wins
     assert "it is number 3 of 3 (9.0), behind" in loses
     assert "row of wgan_64_finetune is first of 4 (4.0 ± 1.4), ahead of row of wgan_64 (10.0) by 6.0" in first
+    assert "By precision row of wgan_64 is first (1.00)" in first
     assert f"{combination}: 20" in peaks and f"{scale_shift}: 20" in peaks
     assert "5 of 5 runs had a better score before their end, by 1.0 in the median and 1.0 at most." in peaks
     assert (
