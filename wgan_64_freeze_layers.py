@@ -3,6 +3,8 @@
     python wgan_64_freeze_layers.py --images train_images/target_domain --G 3 0 2 --D 3 0 2
 
 freezes the three layers next to the pixels in both networks (in the critic that is FreezeD, Mo et al. 2020).
+With --G 0 0 5 --D 2 0 3 the generator learns throughout and two layers of the critic are frozen: the plan
+that came out best of all (docs/decisions.md).
 Writes samples and checkpoints to a new folder in target_domain/.
 """
 
