@@ -3,6 +3,7 @@
 import importlib
 import json
 import multiprocessing
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +55,21 @@ def test_the_readme_tells_what_was_measured():
     before, after = rows[source]["heldout"], rows[last]["heldout"]
     assert f"from the source's {before['fid']:.0f} to {after['fid']:.0f}" in readme
     assert f"{before['n_real']:,} held-out images" in readme
+
+
+def test_the_plan_that_the_readme_names_is_ahead_by_more_than_the_spread():
+    assert (
+        "python wgan_64_freeze_layers.py --G 0 0 5 --D 2 0 3"
+        in report.PAGE.parents[1].joinpath("README.md").read_text()
+    )
+    parts = {section["table"].key: section["parts"][-1] for section in report.sections() if section["parts"]}
+    league = parts["league"]["runs"]
+    own = league["D(2, 0, 3), G(0, 0, 5), the source's statistics"]
+    for other in (league["Model fine-tuning"], parts["from_scratch"]["runs"]["from scratch, DiffAugment"]):
+        ends = {"own": report.by_seed(own, report.final), "other": report.by_seed(other, report.final)}
+        assert len(ends["own"]) > 1 and ", more than" in report.lead(ends, "own", "other")
+        minutes = [statistics.mean(run["seconds"] for run in runs) for runs in (own, other)]
+        assert minutes[0] < minutes[1]
 
 
 # ----------------------------------------------------------------------------------------------------------
