@@ -115,8 +115,13 @@ def described(settings: Any) -> dict[str, Any]:
 
 def identity(row: Row, seed: int, budget: Budget) -> str:
     """A run's name: equal for equal plans, whichever table they are in, and for no others."""
-    text = json.dumps([row.script, described(settings_of(row, seed, budget))], sort_keys=True)
-    return f"{row.script}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return run_name(row.script, described(settings_of(row, seed, budget)))
+
+
+def run_name(script: str, settings: dict[str, Any]) -> str:
+    """The name of a script's run with these settings."""
+    text = json.dumps([script, settings], sort_keys=True)
+    return f"{script}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def version(path: Path) -> str:
@@ -139,8 +144,12 @@ def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int
 
 
 def made() -> set[str]:
-    """The names of the runs that a line tells of."""
-    return {line["run"] for line in lines.read("run")}
+    """The names of the runs that a line tells of: until each of its scores a run is the shorter one."""
+    return {
+        run_name(line["script"], line["settings"] | {"iterations": scores["step"]})
+        for line in lines.read("run")
+        for scores in line["scores"]
+    }
 
 
 def seconds(rows: Sequence[Row], budget: Budget) -> float:

@@ -111,6 +111,8 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
         assert line["scores"][0]["heldout"]["n_real"] == 8 and line["commit"] and line["hardware"]
     tables.make([table], budget)
     assert len(lines.read("run")) == 2, "what has been made is not made again"
+    assert not tables.missing([table], replace(budget, iterations=1)), "a shorter run is part of a longer one"
+    assert len(tables.missing([table], replace(budget, iterations=3))) == 2
     page, html = report.page(), report.html()
     for row in table.rows:
         value = report.mean([report.last(next(iter(report.of(row, found))))["fid"]])
