@@ -4,7 +4,7 @@
 
 freezes the three layers next to the pixels in both networks (in the critic that is FreezeD, Mo et al. 2020).
 With --G 0 0 5 --D 2 0 3 the generator learns throughout and two layers of the critic are frozen: the plan
-that came out best of all (docs/decisions.md).
+that we would take (docs/decisions.md says why).
 Writes samples and checkpoints to a new folder in target_domain/.
 """
 

@@ -2,8 +2,8 @@
 
     python -m experiments.freeze_critic --images TARGET_96 --reference HELD_OUT
 
-The dissertation freezes as many layers in the generator as in the critic. Frozen layers are normalised with
-the source's statistics. 1,000 iterations of 16 images take a quarter of an hour on one AVX512-BF16 core.
+The dissertation freezes layers in both networks. Here frozen layers are normalised with the source's
+statistics. 1,000 iterations of 16 images take a quarter of an hour on one AVX512-BF16 core.
 """
 
 from experiments.tables import Row, Table, main

@@ -257,7 +257,8 @@ def sections() -> list[dict[str, Any]]:
     found, result = lines.read("run"), []
     for table in TABLES:
         parts = []
-        for (much, images, reference, *rest, source), runs in groups(table, found).items():
+        for budget, runs in groups(table, found).items():
+            much, images, reference, _, source = budget
             rows = [row for row in table.rows if row.name in runs]
             first = runs[rows[0].name][0]
             counts = first["scores"][-1]
@@ -285,7 +286,7 @@ def sections() -> list[dict[str, Any]]:
                     "head": HEAD,
                     "rows": [cells(row, runs[row.name], machines) for row in rows],
                     "verdict": verdict(rows, runs, own),
-                    "budget": (much, images, reference, *rest, source),
+                    "budget": budget,
                     "plans": rows,
                     "runs": {row.name: runs[row.name] for row in rows},
                     "absent": [row.name for row in table.rows if row.name not in runs],
@@ -348,8 +349,8 @@ def wins(league: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> list[st
         runs = part["runs"] | from_scratch(part, scratch)
         ends, ours = ranked(runs)
         first, *behind = ours
-        scratched = [name for name in behind if name not in part["runs"]]
-        rivals = [name for name in rows_of(part, "wgan_64_finetune") if name != first] + scratched[:1]
+        without_source = [name for name in behind if name not in part["runs"]]
+        rivals = [name for name in rows_of(part, "wgan_64_finetune") if name != first] + without_source[:1]
         leads = [f"{name} ({mean(ends[name])}) {lead(ends, first, name)}" for name in rivals]
         if leads:
             said.append(
@@ -365,19 +366,22 @@ def peaks(league: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> list[s
         return []
     runs = league[-1]["runs"] | from_scratch(league[-1], scratch)
     steps = [
-        f"{name}: {mean(by_seed(each, lambda run: best(run)['step']), 0)}" for name, each in runs.items()
+        f"{mean(by_seed(each, lambda run: best(run)['step']), 0)} ({name})" for name, each in runs.items()
     ]
     every = [run for each in runs.values() for run in each]
-    return [f"In {league[-1]['title']} the best was at {'; '.join(steps)}. {overfitting(every)}"]
+    return [
+        f"Within {league[-1]['title']} the best score came at iteration {'; '.join(steps)}."
+        f" {overfitting(every)}"
+    ]
 
 
 def winners(section: dict[str, Any]) -> list[str]:
-    """The first two of a table's rows, or of those with the same plan where it has several."""
+    """For each plan of a table the first two of its rows, in the longest budget that has two."""
     said = []
     plans = [(row.settings.get("G"), row.settings.get("D")) for row in section["table"].rows]
     for plan in dict.fromkeys(plans):
         rows = [row.name for row, own in zip(section["table"].rows, plans, strict=True) if own == plan]
-        for part in reversed(section["parts"]):  # the longest budget that compares them
+        for part in reversed(section["parts"]):
             ends, ours = ranked({name: part["runs"][name] for name in rows if name in part["runs"]})
             if len(ours) > 1:
                 first, second = (f"{name} ({mean(ends[name])})" for name in ours[:2])

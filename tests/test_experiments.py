@@ -288,7 +288,7 @@ def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
     assert "it is number 3 of 3 (9.0), behind" in loses
     assert "row of wgan_64_finetune is first of 4 (4.0 ± 1.4), ahead of row of wgan_64 (10.0) by 6.0" in first
     assert "By precision row of wgan_64 is first (1.00)" in first
-    assert f"{combination}: 20" in peaks and f"{scale_shift}: 20" in peaks
+    assert f"20 ({combination})" in peaks and f"20 ({scale_shift})" in peaks
     assert "5 of 5 runs had a better score before their end, by 1.0 in the median and 1.0 at most." in peaks
     assert (
         f"learning_rate: after 3 iterations row of wgan_64 (4.5 ± 0.7) leads {combination} (6.0)" in defaults
