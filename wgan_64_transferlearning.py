@@ -53,8 +53,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from transfer.augment import Augment
 from transfer.engine import Reals, captured, choose_device, tune
-from transfer.images import Augment, Images
+from transfer.images import Images
 from transfer.layers import Conv, ConvUp, Norm
 from transfer.plan import FROM_SCRATCH, table
 from transfer.record import Run

@@ -18,8 +18,9 @@ import torch
 
 import wgan_64
 from benchmarks.timing import iteration_of, keep, ratios, synthetic, turns
+from transfer.augment import Augment
 from transfer.engine import PAYS_FROM
-from transfer.images import Augment, Images
+from transfer.images import Images
 
 SIZES = (96, 1_000, 20_000, 200_000)
 

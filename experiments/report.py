@@ -6,7 +6,6 @@ python -m experiments.report
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 import statistics
 import string
@@ -17,7 +16,7 @@ from typing import Any
 
 from experiments import lines, scale
 from experiments.all import TABLES
-from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table, chosen
+from experiments.tables import IGNORED, PICTURES, ROOT, Row, Table, chosen, module
 from transfer import record
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
@@ -34,7 +33,7 @@ Lines = list[dict[str, Any]]
 
 def of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
-    fields = record.plain(importlib.import_module(row.script).Settings(**chosen(row)))
+    fields = record.plain(module(row.script).Settings(**chosen(row)))
     unsaid = IGNORED | BUDGET | ({"batch_size"} - row.settings.keys())  # the budget's, or the row's own
     wanted = {key: value for key, value in fields.items() if key not in unsaid}
     return [

@@ -77,13 +77,18 @@ def chosen(row: Row) -> dict[str, Any]:
     Frozen layers are normalised with the batch's statistics: what PyTorch does with layers that are left out
     of the optimizer, and so most likely what the dissertation did. experiments.frozen_norm compares.
     """
-    fields = importlib.import_module(row.script).Settings.__dataclass_fields__
+    fields = module(row.script).Settings.__dataclass_fields__
     return ({"frozen_norm": "batch"} if "frozen_norm" in fields else {}) | row.settings
+
+
+def module(script: str) -> Any:
+    """A script by its name: at the top level, or one of the methods."""
+    return importlib.import_module(script if (ROOT / f"{script}.py").exists() else f"methods.{script}")
 
 
 def settings_of(row: Row, seed: int, budget: Budget) -> Any:
     """The script's settings for a row."""
-    script = importlib.import_module(row.script)
+    script = module(row.script)
     batch_size = row.settings.get("batch_size", budget.batch_size)
     iterations = budget.iterations * budget.batch_size // batch_size
     every = min(budget.score_every * budget.batch_size // batch_size, iterations)
@@ -190,7 +195,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     settings = replace(settings_of(row, seed, budget), out=out)
     if any(Checkpoints(folder).found() for folder in out.glob("0*")):
         settings = replace(settings, resume=Path(LATEST))
-    folder = importlib.import_module(row.script).main(settings)
+    folder = module(row.script).main(settings)
     description = json.loads((folder / "settings.json").read_text())
     log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
     log = [each for each in log if "warning" not in each]

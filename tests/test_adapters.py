@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import minegan
+from methods import minegan
 from tests.conftest import LATENT
 from tests.test_plan import ROOT
 from tests.test_scripts import tiny

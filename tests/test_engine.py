@@ -17,9 +17,10 @@ from benchmarks.step import COUNTED, LEFT
 from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
 from tests.test_scripts import tiny
-from transfer import UserError, engine, kernels, weights
+from transfer import UserError, engine, weights, winograd
+from transfer.augment import Augment
 from transfer.engine import PAYS_FROM, Reals, captured, choose_device, fixed_layers, tune
-from transfer.images import Augment, Images
+from transfer.images import Images
 from transfer.layers import stages
 from transfer.plan import Split
 from transfer.weights import learning
@@ -72,7 +73,7 @@ def test_the_wide_convolutions_use_few_products_where_that_pays(
     G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
     tune(G, D, iterations=iterations, fast=fast)
     used = []
-    monkeypatch.setattr(kernels, "conv2d", lambda x, w: used.append(w) or F.conv2d(x, w, None, 2, 1))
+    monkeypatch.setattr(winograd, "conv2d", lambda x, w: used.append(w) or F.conv2d(x, w, None, 2, 1))
     D(torch.rand(2, 3, 64, 64))
     assert len([w for w in used if w.shape[1] > 3]) == few
     assert capsys.readouterr().out.startswith(said)
@@ -129,7 +130,7 @@ def test_a_critic_whose_gradient_is_differentiated_again_is_not_compiled(monkeyp
 
 @pytest.mark.parametrize("few_products", [False, True])
 def test_the_critics_gradient_is_autograds_and_so_is_its_own(monkeypatch, few_products):
-    monkeypatch.setattr(kernels, "THIN", 1)
+    monkeypatch.setattr(winograd, "THIN", 1)
     torch.manual_seed(0)
     D = wgan_gp_64.Discriminator(WIDTH).double()
     for bias in (D.conv1.bias, D.conv2.bias, D.conv3.bias, D.conv4.bias):

@@ -1,6 +1,5 @@
 """The experiments: strips of a run's grids, and the page that is written from what was measured."""
 
-import importlib
 import json
 import multiprocessing
 import statistics
@@ -124,7 +123,7 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
 def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
     """Two processes at the same tables make each run once between them."""
     table, budget = table
-    script = importlib.import_module(table.rows[0].script)
+    script = tables.module(table.rows[0].script)
     main, other = script.main, []
 
     def while_the_other_works(settings):
@@ -188,7 +187,7 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
     class Interrupted(Exception):
         pass
 
-    script = importlib.import_module(row.script)
+    script = tables.module(row.script)
     main = script.main
 
     def stops(settings):
@@ -315,7 +314,7 @@ def run_of(script, source, seed=0, **settings):
     own = {"images": "96", "reference": "held", "extractor": "lite", "seed": seed}
     size = {"iterations": 300, "batch_size": 16}
     given = tables.chosen(Row("", script, size | settings))
-    plain = record.plain(importlib.import_module(script).Settings(**given))
+    plain = record.plain(tables.module(script).Settings(**given))
     return {
         "script": script,
         "settings": {**plain, **own, "source": source},

@@ -11,15 +11,12 @@ from PIL import Image
 from fid.sets import Set
 from tests.corpus import UNREADABLE, broken_corpus
 from transfer import UserError
+from transfer.augment import Augment, diff_augment, mirror, rotate_and_crop
 from transfer.images import (
-    Augment,
     Images,
     Unreadable,
-    diff_augment,
     find,
     grid,
-    mirror,
-    rotate_and_crop,
     square,
     to_float,
     to_uint8,

@@ -10,12 +10,13 @@ from torch import nn
 import wgan_64
 from tests.conftest import LATENT, WIDTH
 from tests.test_nothing_lost import equal
-from tests.test_scripts import tiny
+from tests.test_scripts import REGULARISED, tiny
 from transfer import UserError
+from transfer.augment import Adaptive, Augment
 from transfer.checkpoints import Checkpoints
-from transfer.images import Augment, Images
+from transfer.images import Images
 from transfer.plan import Split
-from transfer.regularisers import EWC, L2SP, Adaptive, DistanceConsistency, Distillation, LeCam, fisher
+from transfer.regularisers import EWC, L2SP, DistanceConsistency, Distillation, LeCam, fisher
 from transfer.weights import Source, carry, learning
 
 WEIGHTS = {"l2_sp": 1.0, "distillation": 1.0, "ewc": 1e-3, "consistency": 100.0, "lecam": 0.3}
@@ -213,7 +214,7 @@ def test_images_set_aside_are_never_trained_on(faces):
 
 def test_without_its_terms_the_regularised_transfer_is_the_transfer(faces, source, tmp_path):
     ends = []
-    for name in ("wgan_64_transferlearning", "wgan_64_regularised"):
+    for name in ("wgan_64_transferlearning", REGULARISED):
         script, settings = tiny(name, faces, source, tmp_path, augment="diffaugment")
         ends.append(Checkpoints(script.main(settings)).newest()[1])
     assert all(equal(ends[0][key], ends[1][key]) for key in ("G", "D", "ema", "optimizers", "random"))
@@ -222,14 +223,14 @@ def test_without_its_terms_the_regularised_transfer_is_the_transfer(faces, sourc
 @pytest.mark.parametrize("term", [*WEIGHTS, "adapt"])
 def test_each_term_changes_what_is_learnt(term, faces, source, tmp_path):
     # In float32: bf16 would round away what LeCam adds to the gradient of scores as near to 0 as these.
-    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, fast=False)
+    script, settings = tiny(REGULARISED, faces, source, tmp_path, fast=False)
     changed = replace(settings, **{term: {**WEIGHTS, "adapt": 3}[term]})
     ends = [Checkpoints(script.main(each)).newest()[1] for each in (settings, changed)]
     assert not equal(ends[0]["D"] | ends[0]["G"], ends[1]["D"] | ends[1]["G"])
 
 
 def test_resuming_with_every_term_is_exact(faces, source, tmp_path):
-    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, iterations=3, adapt=3, **WEIGHTS)
+    script, settings = tiny(REGULARISED, faces, source, tmp_path, iterations=3, adapt=3, **WEIGHTS)
     through = script.main(settings)
     stopped = script.main(replace(settings, iterations=1))
     script.main(replace(settings, resume=stopped))
@@ -240,11 +241,11 @@ def test_resuming_with_every_term_is_exact(faces, source, tmp_path):
 @pytest.mark.parametrize("network", ["G", "D"])
 def test_terms_of_a_network_that_is_frozen_throughout_are_no_obstacle(network, faces, source, tmp_path):
     more = {**WEIGHTS, network: Split(5, 0, 0)}
-    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, iterations=1, **more)
+    script, settings = tiny(REGULARISED, faces, source, tmp_path, iterations=1, **more)
     assert script.main(settings).exists()
 
 
 def test_a_weight_below_0_is_refused(faces, source, tmp_path):
-    script, settings = tiny("wgan_64_regularised", faces, source, tmp_path, lecam=-1.0)
+    script, settings = tiny(REGULARISED, faces, source, tmp_path, lecam=-1.0)
     with pytest.raises(UserError, match=r"lecam is -1\.0: give at least 0"):
         script.main(settings)

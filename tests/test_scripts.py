@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,9 @@ from transfer.plan import Split, plan
 from transfer.record import animate
 from transfer.weights import Source
 
-NAMES = [script.removesuffix(".py") for script in SCRIPTS]
+REGULARISED = "methods.wgan_64_regularised"
+PRETRAINING = ("wgan_64", "wgan_gp_64")
+NAMES = [*(script.removesuffix(".py") for script in SCRIPTS), REGULARISED]
 TINY = {
     "iterations": 2,
     "critic_steps": 2,
@@ -39,7 +42,7 @@ TINY = {
 def tiny(name, faces, source, out, **more):
     """The script's module, and settings with which it takes a blink."""
     script = importlib.import_module(name)
-    own = {"source": source} if f"{name}.py" in TRANSFERS else {"latent": LATENT, "width": WIDTH}
+    own = {"latent": LATENT, "width": WIDTH} if name in PRETRAINING else {"source": source}
     return script, script.Settings(images=faces, out=out, **{**TINY, **own, **more})
 
 
@@ -48,7 +51,7 @@ def test_two_iterations_of_each_script(name, faces, source, tmp_path):
     script, settings = tiny(name, faces, source, tmp_path)
     run = script.main(settings)
     assert {path.name for path in run.iterdir()} == {
-        "settings.json", f"{name}.py", "reals.png", "log.jsonl", "samples", "samples.webp", "checkpoints",
+        "settings.json", Path(script.__file__).name, "reals.png", "log.jsonl", "samples", "samples.webp", "checkpoints",
         ".lock", ".owner",
     }  # fmt: skip
     assert [path.name for path in sorted((run / "samples").iterdir())] == [
@@ -64,7 +67,7 @@ def test_two_iterations_of_each_script(name, faces, source, tmp_path):
         assert image.size == (512, 512)
 
 
-@pytest.mark.parametrize("script", [*TRANSFERS, "minegan.py"])
+@pytest.mark.parametrize("script", [*TRANSFERS, REGULARISED, "methods.minegan"])
 def test_every_transfer_sets_its_critics_clip(faces, source, script):
     """Without it nothing would hold a modulated kernel in the clip."""
     module = importlib.import_module(script.removesuffix(".py"))
@@ -93,7 +96,7 @@ def test_the_settings_of_every_script_have_the_same_names():
         transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip"}
         terms = {"l2_sp", "distillation", "ewc", "consistency", "lecam", "adapt"}
         own = {
-            "wgan_64_regularised": transfer | terms,
+            REGULARISED: transfer | terms,
             "wgan_64": {"latent", "width", "clip"},
             "wgan_gp_64": {"latent", "width", "penalty", "critic_norm"},
         }

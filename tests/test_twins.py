@@ -7,13 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.name for path in ROOT.glob("wgan_*.py"))
-OTHERS = ["generative_latent_optimization.py", "mind2mind.py", "minegan.py"]  # methods that are no policy
 EXCEPTIONS = {
     # The gradient penalty's critic has no batch normalisation unless asked for.
     ("wgan_gp_64.py", "Discriminator"),
 }
 TRANSFERS = [name for name in SCRIPTS if name not in ("wgan_64.py", "wgan_gp_64.py")]
-OTHER_LOOPS = ("wgan_64_regularised.py",)  # terms of the loss are its subject
 
 
 def bodies(script: str) -> dict[str, str]:
@@ -29,17 +27,17 @@ def bodies(script: str) -> dict[str, str]:
     return found
 
 
-def test_there_are_seven_scripts():
-    assert len(SCRIPTS) == 7
+def test_there_are_six_scripts():
+    assert len(SCRIPTS) == 6
 
 
-@pytest.mark.parametrize("script", SCRIPTS + OTHERS)
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("name", ["Generator", "Discriminator"])
 def test_the_networks_are_the_same_in_every_script(script, name):
     same = bodies(script)[name] == bodies("wgan_64.py")[name]
     assert same != ((script, name) in EXCEPTIONS)
 
 
-@pytest.mark.parametrize("script", [name for name in TRANSFERS if name not in OTHER_LOOPS])
+@pytest.mark.parametrize("script", TRANSFERS)
 def test_the_transfers_differ_in_their_defaults_only(script):
     assert bodies(script)["main"] == bodies("wgan_64_transferlearning.py")["main"]

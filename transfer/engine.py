@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from transfer import UserError
-from transfer.images import Augment, Images, mirrored
+from transfer.augment import Augment, mirrored
+from transfer.images import Images
 from transfer.layers import Conv, ConvUp, Norm, stages
 from transfer.weights import learning
 
@@ -51,7 +52,7 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     On CUDA and on CPUs with bf16 instructions: bf16 products of float32 weights; normalisation keeps float32
     statistics, and what a network returns is float32. Where those instructions are of matrices (AMX) the
     networks are compiled too. On other CPUs the wide 4x4 convolutions of stride 2 go through
-    transfer.kernels, which needs 2.56 times fewer products and agrees with torch up to rounding.
+    transfer.winograd, which needs 2.56 times fewer products and agrees with torch up to rounding.
 
     Args:
         networks: their `forward` is made fast, and `gradient` where a critic has one.

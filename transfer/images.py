@@ -1,4 +1,4 @@
-"""The images: a folder or a zip, decoded once into uint8 on the device; augmentation; grids."""
+"""The images: a folder or a zip, decoded once into uint8 on the device; grids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from transfer import UserError
-from transfer.settings import Augmentation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other parser sees a user's file
@@ -271,107 +270,6 @@ def to_float(pixels: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] as uint8 pixels, rounded to the nearest."""
     return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# Augmentation: each image of a batch has its own draw, on the device.
-
-STRENGTH = {  # rotation in degrees, smallest crop as a share of the side, change of colour
-    "slight": (5.0, 0.95, 0.05),
-    "strong": (15.0, 0.8, 0.2),
-}
-
-
-class Augment:
-    """Augmentation of the batches that the critic sees.
-
-    none         nothing.
-    flip         real images are mirrored, each with probability 1/2.
-    slight       real images are mirrored, rotated, cropped and changed in colour, a little ...
-    strong       ... or more (the dissertation's Table 2).
-    diffaugment  real images are mirrored; colour, translation and cutout of real and generated images alike,
-                 through which gradients flow (DiffAugment, Zhao et al. 2020).
-    """
-
-    def __init__(self, name: Augmentation) -> None:
-        self.name = name
-
-    def real(self, x: Tensor) -> Tensor:
-        """Real images x (N, 3, H, W) in [-1, 1] as the critic is to see them."""
-        if self.name == "none":
-            return x
-        x = mirror(x)
-        if self.name in STRENGTH:
-            rotation, crop, colour = STRENGTH[self.name]
-            return jitter(rotate_and_crop(x, rotation, crop), colour)
-        return self.fake(x)
-
-    def fake(self, x: Tensor) -> Tensor:
-        """Generated images x (N, 3, H, W) as the critic is to see them; differentiable."""
-        return diff_augment(x) if self.name == "diffaugment" else x
-
-
-def _uniform(x: Tensor, low: float, high: float) -> Tensor:
-    """One draw an image, (N, 1, 1, 1)."""
-    return torch.rand(len(x), 1, 1, 1, device=x.device) * (high - low) + low
-
-
-def mirrored(x: Tensor) -> Tensor:
-    """Which images of a batch are to be left to right, each with probability 1/2: (N, 1, 1, 1)."""
-    return _uniform(x, 0, 1) >= 0.5
-
-
-def mirror(x: Tensor) -> Tensor:
-    """Each image left to right with probability 1/2."""
-    return torch.where(mirrored(x), x.flip(3), x)
-
-
-def rotate_and_crop(x: Tensor, degrees: float, smallest: float) -> Tensor:
-    """Each image rotated by up to +-degrees, and a crop of `smallest` to 1 of its side made the whole."""
-    angle = _uniform(x, -degrees, degrees).flatten() * (math.pi / 180)
-    side = _uniform(x, smallest, 1).flatten()
-    across, down = (_uniform(x, -1, 1).flatten() * (1 - side) for _ in range(2))
-    cos, sin = side * angle.cos(), side * angle.sin()
-    affine = torch.stack([torch.stack([cos, -sin, across], 1), torch.stack([sin, cos, down], 1)], 1)
-    where = F.affine_grid(affine, list(x.shape), align_corners=False)
-    return F.grid_sample(x, where, padding_mode="reflection", align_corners=False)
-
-
-def jitter(x: Tensor, amount: float) -> Tensor:
-    """Brightness, contrast and saturation of each image changed by factors of 1 - amount to 1 + amount."""
-    x = (x + 1) * _uniform(x, 1 - amount, 1 + amount) - 1
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean) * _uniform(x, 1 - amount, 1 + amount) + mean
-    grey = x.mean(1, keepdim=True)
-    return ((x - grey) * _uniform(x, 1 - amount, 1 + amount) + grey).clamp(-1, 1)
-
-
-def diff_augment(x: Tensor) -> Tensor:
-    """DiffAugment's policy color,translation,cutout, in that order, with its paper's strengths."""
-    n, _, height, width = x.shape
-    # Colour: brightness +-0.5, saturation x 0..2 about each pixel's grey, contrast x 0.5..1.5 about the mean.
-    x = x + _uniform(x, -0.5, 0.5)
-    grey = x.mean(1, keepdim=True)
-    x = (x - grey) * _uniform(x, 0, 2) + grey
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean) * _uniform(x, 0.5, 1.5) + mean
-    # Translation: by up to an eighth of each side, zeros (mid-grey) moving in.
-    rows = torch.arange(height, device=x.device).view(1, 1, -1, 1)
-    columns = torch.arange(width, device=x.device).view(1, 1, 1, -1)
-    reach = [int(side / 8 + 0.5) for side in (height, width)]
-    down, across = (torch.randint(-r, r + 1, (n, 1, 1, 1), device=x.device) for r in reach)
-    from_row, from_column = rows - down, columns - across
-    inside = (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
-    x = x.gather(2, from_row.clamp(0, height - 1).expand(-1, x.shape[1], -1, width))
-    x = x.gather(3, from_column.clamp(0, width - 1).expand(-1, x.shape[1], height, -1)) * inside
-    # Cutout: a square of half the side set to zero, its centre anywhere in the image.
-    middle_row, middle_column = (
-        torch.randint(side, (n, 1, 1, 1), device=x.device) for side in (height, width)
-    )
-    cut = ((rows - middle_row + height // 4) // (height // 2) == 0) & (
-        (columns - middle_column + width // 4) // (width // 2) == 0
-    )
-    return x * ~cut
 
 
 # ----------------------------------------------------------------------------------------------------------

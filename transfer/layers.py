@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from transfer import kernels
+from transfer import winograd
 from transfer.plan import FINETUNE, LAYERS, Policy
 
 
@@ -27,7 +27,7 @@ class _Kernel(nn.Module):
         super().__init__()
         self.policy, self.stride, self.padding = policy, stride, padding
         self.bound: float | None = None  # of a modulated kernel in a critic; weights.set_clip sets it
-        self.few_products = False  # whether transfer.kernels convolves; transfer.engine decides
+        self.few_products = False  # whether transfer.winograd convolves; transfer.engine decides
         self.weight = nn.Parameter(torch.randn(shape) * 0.02, requires_grad="weight" in policy.learns)
         shapes = policy.modulation(shape, self.out_axis) if policy.modulation else (None, None)
         self.gamma, self.beta = (None if s is None else nn.Parameter(torch.empty(s)) for s in shapes)
@@ -76,13 +76,13 @@ class Conv(_Kernel):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.few_products:
-            return _shifted(kernels.conv2d(x, self.kernel()), self.shift())
+            return _shifted(winograd.conv2d(x, self.kernel()), self.shift())
         return F.conv2d(x, self.kernel(), self.shift(), self.stride, self.padding)
 
     def transposed(self, y: Tensor) -> Tensor:
         """forward's gradient: the output's gradient (N, C_out, H', W') -> the input's (N, C_in, H, W)."""
         if self.few_products:
-            return kernels.conv_transpose2d(y, self.kernel())
+            return winograd.conv_transpose2d(y, self.kernel())
         return F.conv_transpose2d(y, self.kernel(), None, self.stride, self.padding)
 
 
@@ -98,7 +98,7 @@ class ConvUp(_Kernel):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.few_products:
-            return _shifted(kernels.conv_transpose2d(x, self.kernel()), self.shift())
+            return _shifted(winograd.conv_transpose2d(x, self.kernel()), self.shift())
         return F.conv_transpose2d(x, self.kernel(), self.shift(), self.stride, self.padding)
 
 

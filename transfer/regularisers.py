@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfer.images import Augment, Images
+from transfer.images import Images
 from transfer.layers import stages
 from transfer.weights import learning
 
@@ -151,42 +151,3 @@ class LeCam(Regulariser):
         self.updates += 1
         average_real, average_fake = self.averages.clone()
         return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
-
-
-class Adaptive(nn.Module):
-    """An augmentation whose probability follows the critic's overfitting (ADA, Karras et al. 2020).
-
-    r_v = (E D(real) - E D(set aside)) / (E D(real) - E D(generated)) is 0 when images that the critic never
-    trained on score as those that it did, and 1 when they score as generated ones. After each critic step the
-    probability takes a STEP towards where r_v is TARGET, so 200 iterations of five can take it from 0 to 1.
-    ADA's other measure, the sign of the scores, says nothing of a Wasserstein critic, whose scores have no
-    zero. Probability and averages are its state.
-    """
-
-    TARGET, STEP, DECAY = 0.5, 1e-3, 0.9
-
-    def __init__(self, augment: Augment, aside: Images) -> None:
-        super().__init__()
-        self.augment, self.aside = augment, aside
-        self.register_buffer("p", torch.zeros((), device=aside.pixels.device))
-        self.register_buffer("scores", torch.zeros(3, device=aside.pixels.device))
-
-    def real(self, x: Tensor) -> Tensor:
-        """Real images x (N, 3, H, W), each augmented with probability p."""
-        return self._some(x, self.augment.real(x))
-
-    def fake(self, x: Tensor) -> Tensor:
-        """Generated images x (N, 3, H, W) likewise; differentiable."""
-        return self._some(x, self.augment.fake(x))
-
-    def _some(self, x: Tensor, augmented: Tensor) -> Tensor:
-        return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < self.p, augmented, x)
-
-    @torch.no_grad()
-    def update(self, D: nn.Module, real: Tensor, fake: Tensor) -> None:
-        """Move p by what the critic scores (N,) its real and generated images, and those set aside."""
-        aside = D(self.real(self.aside.batch(len(real))))
-        means = torch.stack([real.mean(), aside.mean(), fake.mean()])
-        self.scores.lerp_(means, 1 - self.DECAY)
-        real, aside, fake = self.scores.clone()
-        self.p.add_(((real - aside) - self.TARGET * (real - fake)).sign() * self.STEP).clamp_(0, 1)

@@ -13,7 +13,7 @@ from transfer.plan import Layers, Plan, Split, plan
 from transfer.signals import Stop
 
 S = TypeVar("S")
-Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see images.Augment
+Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see augment.Augment
 Extractor = Literal["inception", "efficientnet_lite0"]  # see fid.extractors
 
 

@@ -1,4 +1,4 @@
-"""The kernels: 4x4 convolutions of stride 2 with fewer products, for processors that have few to give."""
+"""Winograd: 4x4 convolutions of stride 2 with fewer products, for processors that have few to give."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""transfer.kernels against torch's own convolutions: layer by layer, and in the steps of a whole WGAN.
+"""transfer.winograd against torch's own convolutions: layer by layer, and in the steps of a whole WGAN.
 
-    python -m benchmarks.kernels                   layers and steps, some minutes
-    python -m benchmarks.kernels --layers          or --steps alone
-    python -m benchmarks.kernels --steps --sides torch torch-compiled ours ours-compiled
+    python -m benchmarks.winograd                   layers and steps, some minutes
+    python -m benchmarks.winograd --layers          or --steps alone
+    python -m benchmarks.winograd --steps --sides torch torch-compiled ours ours-compiled
 
 The sides take turns in one process, channels last, float32. What is printed are the medians in milliseconds
 and the ratio of each turn, torch's time over ours: median, smallest, largest. With one thread, the default,
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.timing import Clock, ratios, turns
-from transfer import kernels
+from transfer import winograd
 from transfer.engine import keep_pages
 from transfer.layers import Conv, ConvUp
 from transfer.weights import clip_, learning
@@ -45,8 +45,8 @@ def line(name: str, torchs: list[float], ours: list[float], note: str = "") -> s
 def layers(batch: int, rounds: int, clock: Clock) -> None:
     """Print a line for each layer and direction, with the largest error as a share of the largest value."""
     pairs = {
-        "conv": (partial(F.conv2d, stride=2, padding=1), kernels.conv2d),
-        "conv_transpose": (partial(F.conv_transpose2d, stride=2, padding=1), kernels.conv_transpose2d),
+        "conv": (partial(F.conv2d, stride=2, padding=1), winograd.conv2d),
+        "conv_transpose": (partial(F.conv_transpose2d, stride=2, padding=1), winograd.conv_transpose2d),
     }
     for C, K, size in LAYERS:
         weight = torch.randn(K, C, 4, 4).to(memory_format=torch.channels_last).requires_grad_()

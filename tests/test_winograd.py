@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from transfer import kernels
+from transfer import winograd
 
-CONV = (kernels.conv2d, lambda x, w: F.conv2d(x, w, stride=2, padding=1))
-CONV_UP = (kernels.conv_transpose2d, lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1))
+CONV = (winograd.conv2d, lambda x, w: F.conv2d(x, w, stride=2, padding=1))
+CONV_UP = (winograd.conv_transpose2d, lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1))
 CLOSE = 1e-5  # of the largest value
 
 
 @pytest.fixture(autouse=True)
 def thin(monkeypatch):
     """Few channels, and few tiles, take the same way as many."""
-    monkeypatch.setattr(kernels, "THIN", 1)
-    monkeypatch.setattr(kernels, "FEW", 1)
+    monkeypatch.setattr(winograd, "THIN", 1)
+    monkeypatch.setattr(winograd, "FEW", 1)
 
 
 def tensors(pair, narrow, batch=3, wide_channels=8, narrow_channels=12, dtype=torch.float32):
@@ -75,13 +75,13 @@ def test_the_memory_format_does_not_matter(pair):
 def test_no_gradient_is_computed_that_nobody_asks_for(pair, monkeypatch):
     made = []
     for name in ("wide_in", "wide_out", "kernel_out", "narrow_in", "narrow_out"):
-        original = getattr(kernels, name)
+        original = getattr(winograd, name)
 
         def spy(t, m, name=name, original=original):
             made.append(name)
             return original(t, m)
 
-        monkeypatch.setattr(kernels, name, spy)
+        monkeypatch.setattr(winograd, name, spy)
     x, w = tensors(pair, (4, 4))
 
     y = pair[0](x, w.detach())
@@ -122,18 +122,18 @@ def test_odd_sizes_are_torchs_own(pair, narrow):
 def test_other_shapes_and_types_are_torchs_own(monkeypatch):
     x, w = tensors(CONV, (4, 4))
     odd = x[:, :, :-1]
-    assert torch.equal(kernels.conv2d(odd, w), CONV[1](odd, w))
+    assert torch.equal(winograd.conv2d(odd, w), CONV[1](odd, w))
     six = torch.randn(12, 8, 6, 6)
-    assert torch.equal(kernels.conv2d(x, six), F.conv2d(x, six, stride=2, padding=1))
-    half = kernels.conv2d(x.bfloat16(), w.bfloat16())
+    assert torch.equal(winograd.conv2d(x, six), F.conv2d(x, six, stride=2, padding=1))
+    half = winograd.conv2d(x.bfloat16(), w.bfloat16())
     assert torch.equal(half, CONV[1](x.bfloat16(), w.bfloat16()))
-    monkeypatch.setattr(kernels, "THIN", 9)
-    assert torch.equal(kernels.conv2d(x, w), CONV[1](x, w))
+    monkeypatch.setattr(winograd, "THIN", 9)
+    assert torch.equal(winograd.conv2d(x, w), CONV[1](x, w))
 
 
 @pytest.mark.parametrize("pair", [CONV, CONV_UP], ids=["conv2d", "conv_transpose2d"])
 def test_few_tiles_are_small_ones(pair, monkeypatch):
-    monkeypatch.setattr(kernels, "FEW", 3)
+    monkeypatch.setattr(winograd, "FEW", 3)
     original, points = torch.bmm, []
     monkeypatch.setattr(torch, "bmm", lambda a, b: points.append(len(a)) or original(a, b))
     for batch in (2, 3):
@@ -143,7 +143,7 @@ def test_few_tiles_are_small_ones(pair, monkeypatch):
 
 
 def test_the_filter_is_exact():
-    for m, points in ((len(points), points) for points in kernels.POINTS.values()):
-        A, B, G = (torch.tensor(table, dtype=torch.float64) for table in kernels.toom_cook(points))
+    for m, points in ((len(points), points) for points in winograd.POINTS.values()):
+        A, B, G = (torch.tensor(table, dtype=torch.float64) for table in winograd.toom_cook(points))
         x, w = torch.randn(m + 1, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
         torch.testing.assert_close(A.T @ ((B @ x) * (G @ w)), w[0] * x[:-1] + w[1] * x[1:])

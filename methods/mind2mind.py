@@ -1,6 +1,6 @@
 """Carry a pre-trained WGAN over to a few images: a GAN of their codes (Mind2Mind, Frégier and Gouray 2021).
 
-    python mind2mind.py --images train_images/target_domain
+    python -m methods.mind2mind --images train_images/target_domain
 
 first makes an autoencoder of the source: the pre-trained generator is its decoder, and the pre-trained
 critic, with a code in place of a score, its encoder. Then the few images are coded, and a small GAN of two
@@ -57,70 +57,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import wgan_64
+from transfer.augment import Augment
 from transfer.engine import captured, choose_device, tune
-from transfer.images import Augment, Images
-from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import FROM_SCRATCH, table
+from transfer.images import Images
+from transfer.layers import Conv
+from transfer.plan import table
 from transfer.record import Run
 from transfer.weights import Average, Source, carry
 
 
-class Generator(nn.Module):
-    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
-
-    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
-        super().__init__()
-        self.latent = latent
-        p1, p2, p3, p4, p5 = policies
-        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
-        self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
-        self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
-        self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
-        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
-
-    def forward(self, z):
-        x = z[:, :, None, None]  # N x 100 x 1 x 1
-        x = F.relu(self.norm1(self.conv1(x)))  # N x 512 x 4 x 4
-        x = F.relu(self.norm2(self.conv2(x)))  # N x 256 x 8 x 8
-        x = F.relu(self.norm3(self.conv3(x)))  # N x 128 x 16 x 16
-        x = F.relu(self.norm4(self.conv4(x)))  # N x 64 x 32 x 32
-        return torch.tanh(self.conv5(x))  # N x 3 x 64 x 64
-
-
-class Coded(Generator):
+class Generator(wgan_64.Generator):
     """z (N, latent) -> the decoder's images (N, 3, 64, 64) of the codes (N, latent) that are made of z."""
 
     def __init__(self, latent=100, width=64, hidden=512):
         super().__init__(latent, width)
         self.mapping = perceptron(latent, hidden, hidden, latent)
 
-    decode = Generator.forward
+    decode = wgan_64.Generator.forward
 
     def forward(self, z):
         return self.decode(self.mapping(z))
 
 
-class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
-
-    def __init__(self, width=64, policies=FROM_SCRATCH):
-        super().__init__()
-        p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1)
-        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
-        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
-        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
-        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
-
-    def forward(self, x):
-        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
-        x = F.leaky_relu(self.norm2(self.conv2(x)), 0.2)  # N x 128 x 16 x 16
-        x = F.leaky_relu(self.norm3(self.conv3(x)), 0.2)  # N x 256 x 8 x 8
-        x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
-        return self.conv5(x).flatten()  # N
-
-
-class Encoder(Discriminator):
+class Encoder(wgan_64.Discriminator):
     """x (N, 3, 64, 64) -> codes (N, latent): the critic with a code in place of its score."""
 
     def __init__(self, latent=100, width=64):
@@ -151,7 +111,7 @@ def main(settings: Settings) -> Path | None:
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     source = Source.read(settings.source)
-    G = Coded(source.latent, source.width, settings.hidden).to(device, memory_format=torch.channels_last)
+    G = Generator(source.latent, source.width, settings.hidden).to(device, memory_format=torch.channels_last)
     carry(G, source.generator, "G")
     encoder = Encoder(source.latent, source.width)
     codes = {"conv5.weight": encoder.conv5.weight}  # stays random: a code is no score

@@ -1,6 +1,6 @@
 """Carry a pre-trained generator over to a few images without a critic (BSA, Noguchi and Harada 2019).
 
-    python generative_latent_optimization.py --images train_images/target_domain
+    python -m methods.generative_latent_optimization --images train_images/target_domain
 
 gives each training image a latent of its own and learns it, together with the scale and shift of the
 generator's filters, G(0, 5, 0), until the generator draws that image from it: like it in its pixels and in
@@ -61,53 +61,11 @@ from torch import nn
 from fid import load
 from transfer.engine import choose_device, tune
 from transfer.images import Images
-from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import FROM_SCRATCH, table
+from transfer.plan import table
 from transfer.record import Run
 from transfer.regularisers import L2SP
 from transfer.weights import Average, Source, carry, learning
-
-
-class Generator(nn.Module):
-    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
-
-    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
-        super().__init__()
-        self.latent = latent
-        p1, p2, p3, p4, p5 = policies
-        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
-        self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
-        self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
-        self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
-        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
-
-    def forward(self, z):
-        x = z[:, :, None, None]  # N x 100 x 1 x 1
-        x = F.relu(self.norm1(self.conv1(x)))  # N x 512 x 4 x 4
-        x = F.relu(self.norm2(self.conv2(x)))  # N x 256 x 8 x 8
-        x = F.relu(self.norm3(self.conv3(x)))  # N x 128 x 16 x 16
-        x = F.relu(self.norm4(self.conv4(x)))  # N x 64 x 32 x 32
-        return torch.tanh(self.conv5(x))  # N x 3 x 64 x 64
-
-
-class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
-
-    def __init__(self, width=64, policies=FROM_SCRATCH):
-        super().__init__()
-        p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1)
-        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
-        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
-        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
-        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
-
-    def forward(self, x):
-        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
-        x = F.leaky_relu(self.norm2(self.conv2(x)), 0.2)  # N x 128 x 16 x 16
-        x = F.leaky_relu(self.norm3(self.conv3(x)), 0.2)  # N x 256 x 8 x 8
-        x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
-        return self.conv5(x).flatten()  # N
+from wgan_64 import Discriminator, Generator
 
 
 def distance(z, t):

@@ -1,10 +1,10 @@
-"""Carry a pre-trained WGAN over to a few images: terms of the loss hold it to its source (chapter 2).
+"""Carry a pre-trained WGAN over to a few images: a miner finds its latents (MineGAN, Wang et al. 2020).
 
-    python wgan_64_regularised.py --lecam 0.3
+    python -m methods.minegan --images train_images/target_domain
 
-is wgan_64_transferlearning.py with the terms of five papers, each with a weight that is 0 unless given, and
-with an augmentation that adapts itself. --G 0 0 5 --D 0 0 5 leaves the holding to them alone. Writes samples
-and checkpoints to a new folder in target_domain/.
+puts a small network, the miner, before the pre-trained generator, which is frozen: G(5, 0, 0). The miner
+learns to map latents to those whose images the critic, fine-tuned as ever, takes for the target domain. With
+another G the generator learns beside it. Writes samples and checkpoints to a new folder in target_domain/.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,16 @@ class Settings:
 
     source: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained generator and discriminator
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
-    G: Plan = Split(1, 2, 2)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
-    D: Plan = Split(1, 2, 2)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
+    G: Plan = Split(5, 0, 0)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
+    D: Plan = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
-    frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
+    frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
     iterations: int = 1_000  # generator updates; the dissertation's 20,000 is one flag away
     batch_size: int = 16  # images a step, real and generated each
     critic_steps: int = 5  # critic updates before each generator update
     learning_rate: float = 2e-4  # of RMSprop, for both networks
     clip: float = 0.01  # the critic's effective kernels stay in [-clip, clip]
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
-    l2_sp: float = 0.0  # weight of: the distance of learning tensors from the source's, both networks
-    distillation: float = 0.0  # ... the critic's features of real images from the source's (FreezeD)
-    ewc: float = 0.0  # ... the same distance weighed by Fisher information, the generator (EWC)
-    consistency: float = 0.0  # ... which latents are alike to the generator and to the source's (CDC)
-    lecam: float = 0.0  # ... the critic's scores from the other side's average (LeCam)
-    adapt: int = 0  # images set aside to see overfitting by, which then decides how often to augment
     ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
     seed: int = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
@@ -56,58 +50,26 @@ if __name__ == "__main__":
     settings = command_line(Settings)  # before torch is loaded, so that a wrong value is answered at once
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from transfer.engine import captured, choose_device, tune
-from transfer.images import Augment, Images
-from transfer.layers import Conv, ConvUp, Norm
+import wgan_64
+from transfer.augment import Augment
+from transfer.engine import Reals, captured, choose_device, tune
+from transfer.images import Images
 from transfer.plan import FROM_SCRATCH, table
 from transfer.record import Run
-from transfer.regularisers import EWC, L2SP, Adaptive, DistanceConsistency, Distillation, LeCam
 from transfer.weights import Average, Source, carry, clip_, learning, set_clip
 
 
-class Generator(nn.Module):
-    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
+class Generator(wgan_64.Generator):
+    """z (N, latent) -> the generator's images (N, 3, 64, 64) of the latents that the miner makes of z."""
 
     def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
-        super().__init__()
-        self.latent = latent
-        p1, p2, p3, p4, p5 = policies
-        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
-        self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
-        self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
-        self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
-        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
+        super().__init__(latent, width, policies)
+        self.mapping = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent))
 
     def forward(self, z):
-        x = z[:, :, None, None]  # N x 100 x 1 x 1
-        x = F.relu(self.norm1(self.conv1(x)))  # N x 512 x 4 x 4
-        x = F.relu(self.norm2(self.conv2(x)))  # N x 256 x 8 x 8
-        x = F.relu(self.norm3(self.conv3(x)))  # N x 128 x 16 x 16
-        x = F.relu(self.norm4(self.conv4(x)))  # N x 64 x 32 x 32
-        return torch.tanh(self.conv5(x))  # N x 3 x 64 x 64
-
-
-class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
-
-    def __init__(self, width=64, policies=FROM_SCRATCH):
-        super().__init__()
-        p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1)
-        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
-        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
-        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
-        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
-
-    def forward(self, x):
-        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
-        x = F.leaky_relu(self.norm2(self.conv2(x)), 0.2)  # N x 128 x 16 x 16
-        x = F.leaky_relu(self.norm3(self.conv3(x)), 0.2)  # N x 256 x 8 x 8
-        x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
-        return self.conv5(x).flatten()  # N
+        return super().forward(self.mapping(z))
 
 
 def main(settings: Settings) -> Path | None:
@@ -119,7 +81,7 @@ def main(settings: Settings) -> Path | None:
     policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
     policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
     G = Generator(source.latent, source.width, policies_G).to(device, memory_format=torch.channels_last)
-    D = Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
+    D = wgan_64.Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
     carry(G, source.generator, "G")
     carry(D, source.discriminator, "D")
     set_clip(D, settings.clip)
@@ -128,40 +90,28 @@ def main(settings: Settings) -> Path | None:
     if settings.dry_run:
         return print(table(G=G, D=D))
 
-    training, aside = images.apart(settings.adapt)
     augment = Augment(settings.augment)
-    if settings.adapt:
-        augment = Adaptive(augment, aside)
-    near_G, near_D = (L2SP(settings.l2_sp, network) for network in (G, D))
-    consolidated = EWC(settings.ewc, G, D)
-    distilled = Distillation(settings.distillation, D, training)
-    consistent = DistanceConsistency(settings.consistency, G)
-    lecam = LeCam(settings.lecam, device)
     average = Average(G, settings.ema_decay)
     rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
     optimizer_G, optimizer_D = (rmsprop([{"params": learning(network)}]) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    parts |= {"lecam": lecam, "augment": augment} if settings.adapt else {"lecam": lecam}
     tune(G, D, iterations=settings.iterations, fast=settings.fast)
     run = Run(settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}")
+    reals = Reals(D, images, augment, settings.fast)  # what frozen layers make of them is kept, where exact
 
     def critic_step():
         with torch.no_grad():
             fake = G(torch.randn(settings.batch_size, source.latent, device=device))
-        real, fake = D(augment.real(training.batch(settings.batch_size))), D(augment.fake(fake))
-        estimate = real.mean() - fake.mean()
-        loss = -estimate + near_D() + distilled(settings.batch_size) + lecam(real, fake)
+        estimate = reals.scores(settings.batch_size).mean() - D(augment.fake(fake)).mean()
         optimizer_D.zero_grad()
-        loss.backward(inputs=learning(D))
+        (-estimate).backward(inputs=learning(D))
         optimizer_D.step()
         clip_(D, settings.clip)
-        if settings.adapt:
-            augment.update(D, real, fake)
         return estimate.detach()
 
     def generator_step():
         z = torch.randn(settings.batch_size, source.latent, device=device)
-        loss = -D(augment.fake(G(z))).mean() + near_G() + consolidated() + consistent(z)
+        loss = -D(augment.fake(G(z))).mean()
         if learning(G):
             optimizer_G.zero_grad()
             loss.backward(inputs=learning(G))
