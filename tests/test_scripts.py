@@ -51,7 +51,8 @@ def test_two_iterations_of_each_script(name, faces, source, tmp_path):
     script, settings = tiny(name, faces, source, tmp_path)
     run = script.main(settings)
     assert {path.name for path in run.iterdir()} == {
-        "settings.json", Path(script.__file__).name, "reals.png", "log.jsonl", "samples", "samples.webp", "checkpoints",
+        "settings.json", Path(script.__file__).name, "reals.png", "log.jsonl", "samples", "samples.webp",
+        "checkpoints",
         ".lock", ".owner",
     }  # fmt: skip
     assert [path.name for path in sorted((run / "samples").iterdir())] == [
