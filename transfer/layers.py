@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -27,6 +29,7 @@ class _Kernel(nn.Module):
         super().__init__()
         self.policy, self.stride, self.padding = policy, stride, padding
         self.bound: float | None = None  # of a modulated kernel in a critic; weights.set_clip sets it
+        self.constraint: Callable[[Tensor], Tensor] | None = None  # of the effective kernel
         self.few_products = False  # whether transfer.winograd convolves; transfer.engine decides
         self.weight = nn.Parameter(torch.randn(shape) * 0.02, requires_grad="weight" in policy.learns)
         shapes = policy.modulation(shape, self.out_axis) if policy.modulation else (None, None)
@@ -43,6 +46,8 @@ class _Kernel(nn.Module):
     def kernel(self) -> Tensor:
         """The effective kernel, of the weight's shape: what the convolution is done with."""
         kernel = self.policy.kernel(self)
+        if self.constraint is not None:
+            kernel = self.constraint(kernel)
         return kernel if self.bound is None else kernel.clamp(-self.bound, self.bound)
 
     def shift(self) -> Tensor | None:

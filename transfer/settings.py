@@ -14,7 +14,9 @@ from transfer.signals import Stop
 
 S = TypeVar("S")
 Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see augment.Augment
-Extractor = Literal["inception", "efficientnet_lite0"]  # see fid.extractors
+Extractor = Literal[
+    "inception", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"
+]  # see fid.extractors
 
 
 def command_line(settings: type[S], default: S | None = None) -> S:

@@ -110,6 +110,7 @@ class Source:
     discriminator: dict[str, Tensor]
     latent: int
     width: int
+    extra: dict[str, Tensor] | None = None  # the heads of a critic that sees through a network
     policies: tuple[Policy, ...] = FROM_SCRATCH  # of the generator's layers, when it has been transferred
 
     @classmethod
@@ -143,7 +144,7 @@ class Source:
                 f"{path} does not say under which policies its generator was trained: give the run's folder,"
                 " or share it anew with python -m transfer"
             )
-        return cls(networks["ema"], networks["D"], latent, eight_widths // 8, policies)
+        return cls(networks["ema"], networks["D"], latent, eight_widths // 8, networks.get("heads"), policies)
 
 
 def _policies(settings: dict[str, Any]) -> tuple[Policy, ...]:
