@@ -31,7 +31,8 @@ from benchmarks.timing import gradients, iteration_of, keep, products_a_second, 
 from transfer.engine import PAYS_FROM, bf16_on
 from transfer.images import Images
 from transfer.plan import Split
-from transfer.weights import clip_, share
+from transfer.shared import share
+from transfer.weights import Clip
 
 BF16 = bf16_on(torch.device("cpu"))
 GATE = {"apart_float64": 1e-9, "apart": 0.2 if BF16 else 1e-2}  # shares of the gradients' length
@@ -124,7 +125,7 @@ def transfer(images: Images, rounds: int, rate: float, width: int, batch: int) -
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.safetensors"
         G, D = wgan_64.Generator(width=width), wgan_64.Discriminator(width)
-        clip_(D, 0.01)
+        Clip(D, 0.01)()
         share(source, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {})
         plans = {f"D({i}, 0, {5 - i})": (Split(0, 0, 5), Split(i, 0, 5 - i)) for i in range(6)}
         plans["G(0, 5, 0) D(0, 5, 0)"] = Split(0, 5, 0), Split(0, 5, 0)

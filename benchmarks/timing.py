@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from transfer.folder import hardware, timestamp
 from transfer.images import Images
-from transfer.record import hardware, timestamp
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 Clock = Callable[[], float]

@@ -25,9 +25,8 @@ from torch import nn
 
 from benchmarks.timing import Clock, ratios, turns
 from transfer import winograd
-from transfer.engine import keep_pages
-from transfer.layers import Conv, ConvUp
-from transfer.weights import clip_, learning
+from transfer.engine import keep_pages, use_few_products
+from transfer.weights import Clip, learning
 from wgan_64 import Discriminator, Generator
 
 LAYERS = ((64, 128, 32), (128, 256, 16), (256, 512, 8))  # wide channels, narrow channels, wide pixels
@@ -81,10 +80,10 @@ class Wgan:
     def __init__(self, few_products: bool, compiled: bool, batch: int) -> None:
         torch.manual_seed(0)
         G, D = (network().to(memory_format=torch.channels_last) for network in (Generator, Discriminator))
-        for module in [*G.modules(), *D.modules()]:
-            if isinstance(module, Conv | ConvUp):
-                module.few_products = few_products and module.stride == 2
-        self.G, self.D = G, D
+        if few_products:
+            use_few_products(G)
+            use_few_products(D)
+        self.G, self.D, self.clip = G, D, Clip(D, 0.01)
         self.optimizers = [torch.optim.RMSprop(learning(network), 5e-5) for network in (G, D)]
         real = (2 * torch.rand(batch, 3, 64, 64) - 1).to(memory_format=torch.channels_last)
         self.latent = lambda: torch.randn(batch, 100)
@@ -100,7 +99,7 @@ class Wgan:
 
     def critic_step(self) -> None:
         self._update(self.D, self.optimizers[1], self.critic_loss(self.generate(self.latent())))
-        clip_(self.D, 0.01)
+        self.clip()
 
     def generator_step(self) -> None:
         self._update(self.G, self.optimizers[0], self.generator_loss(self.latent()))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import lines, report
+from experiments import lines
 from transfer.settings import command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
@@ -63,9 +63,9 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def main(settings: Settings) -> None:
-    """Run the three, compare, and write a line and the page."""
+    """Run the three, compare, and write a line."""
     from transfer.checkpoints import Checkpoints
-    from transfer.record import hardware, versions
+    from transfer.folder import hardware, versions
 
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder, name) for name in ("unbroken", "killed", "stopped")]
@@ -115,7 +115,6 @@ def main(settings: Settings) -> None:
         "versions": versions(),
     }
     lines.append(line)
-    report.write()
     print(json.dumps(line, indent=2))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fid import metrics, statistics
 from fid.extractors import Extractor, load
@@ -12,6 +15,7 @@ from fid.memorisation import Memorisation, memorisation, write
 from fid.metrics import Gaussian
 from fid.sets import Set, Source
 from fid.statistics import Features
+from transfer.images import Images
 
 FEW = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
 
@@ -123,6 +127,7 @@ def score(
     device: str | None = None,
     cache: Path | None = None,
     nearest: Path | None = None,
+    seen: tuple[str, ...] = (),
 ) -> Scores:
     """Score generated images against real ones and, where given, against held-out ones (`reference`).
 
@@ -138,6 +143,7 @@ def score(
         bootstrap: how many resampled sets the intervals come from; 0 for no intervals.
         cache: where the features of real and held-out images are kept, if not in statistics.default_cache().
         nearest: a PNG to write, see memorisation.write.
+        seen: the extractors that the critic saw through: a score of theirs says so in a note.
 
     Raises:
         UserError: when a set has fewer than two readable images, or an extractor cannot be had.
@@ -177,7 +183,10 @@ def score(
         resize=extractor.resize if size is None else f"centre square {size}, {extractor.resize}",
         n_generated=n,
         seed=seed,
-        notes=_notes([n, *(side.n_real for side in sides)], {found.shape for found in sets}),
+        notes=(
+            *_notes([n, *(side.n_real for side in sides)], {found.shape for found in sets}),
+            *(_seen(extractor) for name in seen if extractor.name.startswith(f"{name}-")),
+        ),
         left_out={f"{s.images.title}: {name}": reason for s in sets for name, reason in s.left_out.items()},
     )
 
@@ -193,6 +202,10 @@ def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bo
     return Comparison(fid, kid, mean, std, *metrics.neighbourhoods(x, y), *intervals, b.n)
 
 
+def _seen(extractor: Extractor) -> str:
+    return f"the critic saw through {extractor.name}, so this says nothing: score with another extractor"
+
+
 def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str, ...]:
     notes, fewest = [], min(FEW if n is None else n for n in counts)
     if fewest < FEW:
@@ -201,3 +214,26 @@ def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str,
         sizes = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
         notes.append(f"the images are of different sizes, {sizes}: --size brings all to one")
     return tuple(notes)
+
+
+def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callable[[Tensor], Scores] | None:
+    """What scores a run's images (n, 3, H, W), uint8: against those that it trains on and its reference.
+
+    Args:
+        settings: a script's, which name the extractor, the reference and the seed, and say whether to score.
+        images: what is trained on; their size is what all images are brought to.
+        seen: the extractors that the critic saw through.
+
+    Returns:
+        None when score_every is 0.
+    """
+    if not settings.score_every:
+        return None
+    extractor = load(settings.extractor, device=str(images.pixels.device))
+    size = images.pixels.shape[-1]
+
+    def scored(pixels: Tensor) -> Scores:
+        given = {"extractor": extractor, "size": size, "seed": settings.seed, "seen": seen}
+        return score(pixels, images, settings.reference, **given)
+
+    return scored

@@ -18,6 +18,7 @@ from tests.test_plan import ROOT
 from tests.test_scripts import NAMES, tiny
 from transfer import Diverged, NoSpace, UserError, record, weights
 from transfer.checkpoints import Checkpoints
+from transfer.folder import Folder
 from transfer.images import Images
 from transfer.record import Run
 from transfer.signals import Signals, Stop
@@ -220,7 +221,7 @@ def test_20_simultaneous_starts_get_20_folders(tmp_path):
             code = 1
             try:
                 time.sleep(max(0, at - time.time()))
-                record._new_folder(tmp_path / "out", "run")
+                Folder.new(tmp_path / "out", "run")
                 code = 0
             finally:
                 os._exit(code)
@@ -252,14 +253,13 @@ def test_weights_that_are_no_numbers_are_found_named_and_never_saved(
 
 def test_a_checkpoint_is_not_saved_between_log_lines_either(faces, source, tmp_path, monkeypatch):
     script, settings = tiny("wgan_64", faces, source, tmp_path, iterations=9, save_every=1, log_every=5)
-    real = weights.clip_
 
-    def spoil(critic, bound):
-        real(critic, bound)
-        with torch.no_grad():
-            critic.conv5.weight.fill_(float("nan"))
+    class Spoils(weights.Clip):
+        def __call__(self):
+            with torch.no_grad():
+                self._clamped[-1].fill_(float("nan"))
 
-    monkeypatch.setattr(script, "clip_", spoil)
+    monkeypatch.setattr(script, "Clip", Spoils)
     with pytest.raises(Diverged, match=r"D holds weights .* at iteration 1"):
         script.main(settings)
     assert not list((tmp_path / "0001-wgan_64" / "checkpoints").iterdir())
@@ -311,7 +311,7 @@ def test_a_folder_without_permission_is_refused(tmp_path):
         code = 1
         try:
             os.setuid(65534)
-            record._new_folder(tmp_path / "out", "run")
+            Folder.new(tmp_path / "out", "run")
         except UserError as error:
             code = 7 if "Permission denied" in str(error) else 8
         finally:

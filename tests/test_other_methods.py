@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fid.generator import draw
 from methods import generative_latent_optimization, mind2mind, minegan
 from tests.test_nothing_lost import equal
 from tests.test_scripts import TINY
 from transfer import UserError, checkpoints
 from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
 from transfer.images import grid
-from transfer.weights import Source
+from transfer.shared import Source
 
 METHODS = [generative_latent_optimization, mind2mind, minegan]
 OWN = {generative_latent_optimization: {}, mind2mind: {"autoencoder": 2, "hidden": 8}, minegan: {}}
@@ -88,7 +88,7 @@ def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
     settings = tiny(script, iterations=12, noise=0.0)
     run = script.main(settings)
     start, end = Source.read(source), newest(run)
-    assert equal(start.discriminator, end["D"]), "the critic goes along"
+    assert "D" not in end
     assert all(
         torch.equal(start.generator[f"conv{i}.weight"], end["G"][f"conv{i}.weight"]) for i in range(1, 6)
     )

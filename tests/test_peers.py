@@ -16,7 +16,7 @@ import wgan_64_scale_shift
 import wgan_64_transferlearning
 from fid import extractors
 from fid.sets import Set
-from tests.conftest import LATENT, WIDTH
+from tests.conftest import LATENT, WIDTH, as_source
 from tests.test_plan import ROOT
 from tests.test_scripts import tiny
 from tests.test_twins import TRANSFERS
@@ -24,7 +24,8 @@ from transfer import UserError, record
 from transfer.checkpoints import Checkpoints
 from transfer.images import Images
 from transfer.plan import Split
-from transfer.weights import Average, Source, carry, learning
+from transfer.shared import Source, carry
+from transfer.weights import Average, learning
 
 
 def end(run):
@@ -166,9 +167,9 @@ def test_a_checkpoint_holds_both_networks_the_average_and_both_optimizers(faces,
 def test_another_network_is_never_loaded_in_part(networks):
     G, D = networks
     for other, tensors, name in (
-        (wgan_64.Generator(LATENT, 2 * WIDTH), G.state_dict(), "G"),
-        (wgan_64.Generator(LATENT + 1, WIDTH), G.state_dict(), "G"),
-        (wgan_64.Discriminator(2 * WIDTH), D.state_dict(), "D"),
+        (wgan_64.Generator(LATENT, 2 * WIDTH), as_source(G, D), "G"),
+        (wgan_64.Generator(LATENT + 1, WIDTH), as_source(G, D), "G"),
+        (wgan_64.Discriminator(2 * WIDTH), as_source(G, D), "D"),
     ):
         before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
         with pytest.raises(UserError, match="does not fit"):

@@ -1,6 +1,7 @@
 """The regularisers: formulas against numpy, nothing at the source, nothing at weight 0, exact resuming."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from transfer.checkpoints import Checkpoints
 from transfer.images import Images
 from transfer.plan import Split
 from transfer.regularisers import EWC, L2SP, DistanceConsistency, Distillation, LeCam, fisher
-from transfer.weights import Source, carry, learning
+from transfer.shared import Source, carry
+from transfer.weights import learning
 
 WEIGHTS = {"l2_sp": 1.0, "distillation": 1.0, "ewc": 1e-3, "consistency": 100.0, "lecam": 0.3}
 
@@ -28,8 +30,8 @@ def carried(source):
     source = Source.read(source)
     G = wgan_64.Generator(LATENT, WIDTH, Split(1, 2, 2).generator())
     D = wgan_64.Discriminator(WIDTH, Split(1, 2, 2).discriminator())
-    carry(G, source.generator, "G")
-    carry(D, source.discriminator, "D")
+    carry(G, source, "G")
+    carry(D, source, "D")
     return G, D
 
 
@@ -58,7 +60,7 @@ def test_l2_sp_is_the_sum_of_the_tensors_mean_squares(carried):
 class Line(nn.Module):
     """z (N, 3) -> a z, number by number: the score's slope is known."""
 
-    latent = 3
+    arguments: ClassVar = {"latent": 3}
 
     def __init__(self):
         super().__init__()
@@ -126,7 +128,7 @@ def test_distance_consistency_is_the_divergence_of_likenesses(carried, source):
     assert abs(term(z).item()) < 1e-6
     move(G)
     start = wgan_64.Generator(LATENT, WIDTH, Split(1, 2, 2).generator())
-    carry(start, Source.read(source).generator, "G")
+    carry(start, Source.read(source), "G")
     likenesses = []
     for network in (G, start):
         maps = []

@@ -16,15 +16,15 @@ from PIL import Image
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from fid.generator import draw
 from tests.conftest import LATENT, WIDTH
 from tests.test_plan import ROOT
 from tests.test_twins import SCRIPTS, TRANSFERS
-from transfer import UserError, record, weights
+from transfer import UserError, record, shared
 from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
 from transfer.plan import Split, plan
 from transfer.record import animate
-from transfer.weights import Source
+from transfer.shared import Source
 
 REGULARISED = "methods.wgan_64_regularised"
 PRETRAINING = ("wgan_64", "wgan_gp_64")
@@ -94,11 +94,12 @@ def test_the_settings_of_every_script_have_the_same_names():
     common |= {"score_every", "reference", "extractor", "fast"}
     for name in NAMES:
         fields = importlib.import_module(name).Settings.__dataclass_fields__.keys()
-        transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip"}
+        transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip", "optimizer", "loss", "penalty"}
         terms = {"l2_sp", "distillation", "ewc", "consistency", "lecam", "adapt"}
+        terms = transfer - {"loss", "penalty"} | terms
         own = {
-            REGULARISED: transfer | terms,
-            "wgan_64": {"latent", "width", "clip"},
+            REGULARISED: terms,
+            "wgan_64": {"latent", "width", "clip", "optimizer"},
             "wgan_gp_64": {"latent", "width", "penalty", "critic_norm"},
         }
         assert fields == common | own.get(name, transfer)
@@ -213,9 +214,9 @@ def test_a_source_that_is_none_is_refused_in_one_sentence(what, faces, networks,
     if what == "text":
         path.write_text("no weights")
     elif what == "generator_only":
-        weights.share(path, {"G": G, "ema": G, "D": {}}, {})
+        shared.share(path, {"G": G, "ema": G, "D": {}}, {})
     elif what == "other":
-        weights.share(path, {"G": G, "ema": {"a": torch.zeros(1)}, "D": D}, {})
+        shared.share(path, {"G": G, "ema": {"a": torch.zeros(1)}, "D": D}, {})
     settings = wgan_64_transferlearning.Settings(source=path, images=faces, out=tmp_path / "out")
     with pytest.raises(UserError) as refusal:
         wgan_64_transferlearning.main(settings)

@@ -29,7 +29,7 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
     Raises:
         UserError: when the run has no checkpoint, or the file's name has another ending.
     """
-    from transfer import weights
+    from transfer import shared
     from transfer.checkpoints import Checkpoints
 
     _check_name(file)
@@ -39,12 +39,13 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
         "script": state["script"],
         "iterations": state["step"],
         "seconds": round(seconds(run, state["step"])),
+        "arguments": state.get("arguments", {}),
         **{key: description[key] for key in ("hardware", "versions", "images", "settings")},
     }
     for key in ("out", "resume", "dry_run"):
         del card["settings"][key]
     file.parent.mkdir(parents=True, exist_ok=True)
-    weights.share(file, state, card, half=("G", "ema"))
+    shared.share(file, state, card, half=("G", "ema"))
     grids = sorted(path for path in (run / "samples").glob("*.png") if int(path.stem) <= state["step"])
     shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
     file.with_suffix(".md").write_text(page(file, card))
@@ -79,7 +80,7 @@ def apply(
     Raises:
         UserError: when a file is no adapter of the source, or there are more or fewer shares than adapters.
     """
-    from transfer import weights
+    from transfer import shared
     from transfer.adapters import Adapter, applied
 
     _check_name(to)
@@ -89,10 +90,10 @@ def apply(
             f"{len(shares)} shares for {len(adapters)} adapters: give one for each of at least one"
         )
     found = [Adapter.read(file) for file in adapters]
-    networks = applied(weights.Source.read(source), found, shares)
+    networks = applied(shared.Source.read(source), found, shares)
     card = {**found[0].card, "mixed": dict(zip(map(str, adapters), shares, strict=True))}
     to.parent.mkdir(parents=True, exist_ok=True)
-    weights.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
+    shared.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
 
 
 def _check_name(file: Path) -> None:
