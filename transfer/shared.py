@@ -201,6 +201,9 @@ def carry(network: nn.Module, source: Source, name: str, anew: Iterable[str] = (
     network.load_state_dict(wanted, strict=False)
     for layer in layers_of(network):
         layer.kernel.start()
+        if layer.norm is not None and not layer.norm.fixed:
+            for cancelled in layer.kernel.policy.cancelled:
+                getattr(layer.kernel, cancelled).requires_grad_(False)
 
 
 def _fresh(module: nn.Module) -> bool:
