@@ -38,7 +38,7 @@ from transfer.weights import Clip
 BF16 = bf16_on(torch.device("cpu"))
 GATE = {"apart_float64": 1e-9, "apart": 0.2 if BF16 else 1e-2}  # shares of the gradients' length
 COUNTED = {"wgan_64": 528.2e9, "wgan_gp_64": 794.0e9}  # FLOP of an iteration at batch 64 and width 64
-LEFT = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]  # of a transfer's arithmetic, by D's frozen layers
+LEFT_BY_DEPTH = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]  # of a transfer's arithmetic, by D's frozen layers
 SCRIPTS = {"wgan_64": (wgan_64, 5e-5), "wgan_gp_64": (wgan_gp_64, 1e-4)}
 
 
@@ -138,7 +138,7 @@ def transfer(images: Images, rounds: int, rate: float, width: int, batch: int) -
             )  # fmt: skip
             sides.append(iteration_of(wgan_64_transferlearning, settings, images)[0])
     times = turns(sides, rounds, time.perf_counter)
-    for plan, left, taken in zip(plans, [*LEFT, 1.0], times, strict=True):
+    for plan, left, taken in zip(plans, [*LEFT_BY_DEPTH, 1.0], times, strict=True):
         line = {"plan": plan, "ms": statistics.median(taken), **ratios(taken, times[0]), "counted": left}
         report("transfer", line, rounds, rate, width, batch)
 

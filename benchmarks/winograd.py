@@ -32,7 +32,7 @@ from transfer.weights import Clip, learning
 from wgan_64 import Discriminator, Generator
 
 LAYERS = ((64, 128, 32), (128, 256, 16), (256, 512, 8))  # wide channels, narrow channels, wide pixels
-SIDES = ("torch", "torch-compiled", "ours", "ours-compiled")
+Side = Literal["torch", "torch-compiled", "ours", "ours-compiled"]
 
 
 def line(name: str, torchs: list[float], ours: list[float], note: str = "") -> str:

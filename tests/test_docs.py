@@ -2,7 +2,7 @@
 
 import re
 
-from tests.test_plan import ROOT
+from tests.runs import ROOT
 
 
 def test_every_test_that_the_fault_table_names_exists():

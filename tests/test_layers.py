@@ -11,7 +11,7 @@ from torch import nn
 import wgan_64
 import wgan_64_transferlearning
 from tests.conftest import LATENT, WIDTH, as_source
-from tests.test_plan import SPLITS
+from tests.runs import SPLITS
 from transfer import UserError, shared, weights
 from transfer.checkpoints import Checkpoints
 from transfer.layers import Conv, ConvUp, Norm

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import wgan_64_finetune
+from experiments.resume import equal
 from methods import generative_latent_optimization, mind2mind, minegan
-from tests.test_nothing_lost import equal
-from tests.test_scripts import TINY
+from tests.runs import TINY
 from transfer import UserError, checkpoints
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw

@@ -15,34 +15,14 @@ from PIL import Image
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from tests.conftest import LATENT, WIDTH
-from tests.test_plan import ROOT
-from tests.test_twins import SCRIPTS, TRANSFERS
+from tests.conftest import WIDTH
+from tests.runs import NAMES, REGULARISED, ROOT, TRANSFERS, tiny
 from transfer import UserError, record, shared
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.plan import Split, plan
 from transfer.record import animate
 from transfer.shared import Source
-
-REGULARISED = "methods.wgan_64_regularised"
-PRETRAINING = ("wgan_64", "wgan_gp_64")
-NAMES = [*(script.removesuffix(".py") for script in SCRIPTS), REGULARISED]
-TINY = {
-    "iterations": 2,
-    "critic_steps": 2,
-    "batch_size": 4,
-    "device": "cpu",
-    "log_every": 1,
-    "sample_every": 1,
-}
-
-
-def tiny(name, faces, source, out, **more):
-    """The script's module, and settings with which it takes a blink."""
-    script = importlib.import_module(name)
-    own = {"latent": LATENT, "width": WIDTH} if name in PRETRAINING else {"source": source}
-    return script, script.Settings(images=faces, out=out, **{**TINY, **own, **more})
 
 
 @pytest.mark.parametrize("name", NAMES)

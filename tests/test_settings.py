@@ -12,7 +12,7 @@ import torch
 
 import wgan_64
 from tests.conftest import as_source
-from tests.test_scripts import NAMES, tiny
+from tests.runs import NAMES, tiny
 from transfer import UserError
 from transfer.checkpoints import Checkpoints
 from transfer.images import Images
