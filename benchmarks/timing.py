@@ -65,7 +65,9 @@ def iteration_of(
     class Run:
         folder = None
 
-        def __init__(self, settings: Any, script: str, images: Images, parts: dict, title: str = "") -> None:
+        def __init__(
+            self, settings: Any, script: str, images: Images, parts: dict, *_: Any, **__: Any
+        ) -> None:
             kept.update(parts)
 
         def steps(self) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from experiments import lines
 from experiments.judge import answers, best, by_seed, final, last, mean, merit, verdict
 from experiments.runs import PICTURES, ROOT
-from experiments.selection import Lines, Spent, groups, lines_of, spent, stages, which
+from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
 from experiments.tables import TABLES, Row, Table
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
@@ -196,7 +196,7 @@ def clips() -> str:
             now = {
                 which(row, stage, spent(row, stage)): stage
                 for line in lines_of(row, today)
-                for stage in (*stages(line), line)
+                for stage in (*at_each_score(line), line)
                 if spent(row, stage).much == much
             }
             by_rule = [[line for line in before if line["clip"] == rule] for rule in rules]

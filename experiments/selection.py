@@ -52,7 +52,7 @@ def groups(table: Table, found: Lines) -> dict[Spent, dict[str, Lines]]:
     budgets = {budget for *_, budget in plans}
     there = {which(*plan) for plan in plans}
     for row, line, _ in tuple(plans):
-        for stage in stages(line):
+        for stage in at_each_score(line):
             plan = row, stage, spent(row, stage)
             if plan[-1] in budgets and which(*plan) not in there:
                 there.add(which(*plan))
@@ -70,7 +70,7 @@ def which(row: Row, line: dict[str, Any], budget: Spent) -> tuple:
     return row.name, line["settings"]["seed"], line["hardware"], budget
 
 
-def stages(line: dict[str, Any]) -> Lines:
+def at_each_score(line: dict[str, Any]) -> Lines:
     """A run as it was at each of its scores: the run of so many iterations, as none knows how many follow."""
     settings = line["settings"]
     return [

@@ -17,7 +17,7 @@ from fid.sets import Set, Source
 from fid.statistics import Features
 from transfer.images import Images
 
-FEW = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
+COMPARABLE = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,11 @@ def _seen(extractor: Extractor) -> str:
 
 
 def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str, ...]:
-    notes, fewest = [], min(FEW if n is None else n for n in counts)
-    if fewest < FEW:
-        notes.append(f"FID is biased at {fewest} images, fewer than {FEW:,}: KID is the number to compare")
+    notes, fewest = [], min(COMPARABLE if n is None else n for n in counts)
+    if fewest < COMPARABLE:
+        notes.append(
+            f"FID is biased at {fewest} images, fewer than {COMPARABLE:,}: KID is the number to compare"
+        )
     if len(shapes) > 1:
         sizes = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
         notes.append(f"the images are of different sizes, {sizes}: --size brings all to one")

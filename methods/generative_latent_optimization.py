@@ -36,7 +36,7 @@ class Settings:
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
     G: Plan = Split(0, 5, 0)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
     rescale: Rescale = "filter_selection"  # the policy of the rescaled layers
-    frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
+    frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     iterations: Count = 1_000  # updates of generator and latents; the paper has 10,000
     batch_size: Batch = 25  # images a step
     learning_rate: Positive = 0.03  # of Adam, for the generator; a fifth after every 3,000 iterations

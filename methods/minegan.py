@@ -38,7 +38,7 @@ class Settings:
     G: Plan = Split(5, 0, 0)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
     D: Plan = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
-    frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
+    frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     iterations: Count = 1_000  # generator updates; the dissertation's 20,000 is one flag away
     batch_size: Batch = 16  # images a step, real and generated each
     critic_steps: Count = 5  # critic updates before each generator update

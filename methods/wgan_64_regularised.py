@@ -132,12 +132,12 @@ def main(settings: Settings) -> Path | None:
         fake = judge(augment.fake(fake))
         estimate = real.mean() - fake.mean()
         loss = -estimate + l2_sp_D() + distillation(settings.batch_size) + lecam(real, fake)
+        if settings.adapt:
+            augment.update(judge, real, fake)  # before the step, so that one critic has scored all three
         optimizer_D.zero_grad()
         loss.backward(inputs=learning(D))
         optimizer_D.step()
         clip()
-        if settings.adapt:
-            augment.update(judge, real, fake)
         return estimate.detach()
 
     def generator_step():
@@ -155,6 +155,8 @@ def main(settings: Settings) -> Path | None:
             for _ in range(settings.critic_steps):
                 losses["wasserstein"] = critic_step()
         losses["generator"] = generator_step()
+        if settings.adapt:
+            losses["augmented"] = augment.p  # the share of images that are
         return losses
 
     train = captured(iteration, device, settings.fast)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import wgan_64
+from tests.stand_ins import images, write
 from transfer import shared, weights
 
 LATENT, WIDTH = 4, 4
@@ -67,3 +68,8 @@ def source(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("source") / "tiny.safetensors"
     shared.share(path, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {"iterations": 0})
     return path
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    return write(tmp_path / "made", images(9, 1)), write(tmp_path / "real", images(7, 2))

@@ -8,8 +8,7 @@ import torch
 
 from methods import minegan
 from tests.conftest import LATENT
-from tests.test_plan import ROOT
-from tests.test_scripts import tiny
+from tests.runs import ROOT, tiny
 from transfer import UserError, shared
 from transfer.__main__ import adapter, apply, share
 from transfer.adapters import Adapter, applied

@@ -10,7 +10,7 @@ from transfer import engine, winograd
 
 @pytest.fixture(autouse=True)
 def few_products_uncompiled(monkeypatch):
-    monkeypatch.setattr(winograd, "THIN", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(engine, "_compiles", lambda: True)
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)

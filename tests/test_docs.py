@@ -3,11 +3,10 @@
 import importlib
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.runs import ROOT
 
 PAGES = [
     *ROOT.glob("*.md"),

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from benchmarks.step import COUNTED, LEFT
+from benchmarks.step import COUNTED, LEFT_BY_DEPTH
 from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
-from tests.test_scripts import tiny
+from tests.runs import tiny
 from transfer import UserError, engine, shared, weights, winograd
 from transfer.augment import Augment
 from transfer.engine import (
@@ -140,7 +140,7 @@ def test_a_critic_whose_gradient_is_differentiated_again_is_not_compiled(monkeyp
 
 @pytest.mark.parametrize("few_products", [False, True])
 def test_the_critics_gradient_is_autograds_and_so_is_its_own(monkeypatch, few_products):
-    monkeypatch.setattr(winograd, "THIN", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     torch.manual_seed(0)
     D = wgan_gp_64.Discriminator(WIDTH, norm=False).double()
     for bias in (D.conv1.bias, D.conv2.bias, D.conv3.bias, D.conv4.bias):
@@ -247,7 +247,7 @@ def test_freezing_saves_the_arithmetic_that_it_can(faces, tmp_path):
             frozen_norm="source", iterations=1, G=Split(0, 0, 5), D=Split(depth, 0, 5 - depth),
         )  # fmt: skip
         counts.append(operations(wgan_64_transferlearning, settings, Images.load(faces)))
-    assert [count / counts[0] for count in counts] == pytest.approx(LEFT, abs=0.01)
+    assert [count / counts[0] for count in counts] == pytest.approx(LEFT_BY_DEPTH, abs=0.01)
 
 
 def frozen_critic(depth, norm="source", widths=WIDTH):

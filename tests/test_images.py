@@ -23,6 +23,23 @@ from transfer.images import (
 )
 
 
+def test_sub_folders_are_labels(faces, tmp_path):
+    names = sorted(path.name for path in faces.iterdir())
+    for index, name in enumerate(names):
+        folder = tmp_path / "two" / ("cats" if index % 3 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((faces / name).read_bytes())
+    images = Images.load(tmp_path / "two")
+    assert images.kinds == ("cats", "dogs")
+    assert images.labels.tolist() == [name.startswith("dogs") for name in images.names]
+    kept, aside = images.apart(3)
+    for some in (kept, aside):
+        assert some.labels.tolist() == [name.startswith("dogs") for name in some.names]
+    assert Images.load(faces).labels is None and Images.load(faces).kinds == ()
+    (tmp_path / "two" / "loose.png").write_bytes((faces / names[0]).read_bytes())
+    assert Images.load(tmp_path / "two").labels is None, "an image in no sub-folder has no label"
+
+
 def test_a_folder_and_a_zip_of_it_are_the_same_images(faces, tmp_path):
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for path in faces.iterdir():

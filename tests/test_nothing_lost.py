@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from experiments.resume import equal
-from tests.test_plan import ROOT
-from tests.test_scripts import NAMES, tiny
+from tests.runs import NAMES, ROOT, tiny
 from transfer import Diverged, NoSpace, UserError, record, weights
 from transfer.checkpoints import Checkpoints
 from transfer.folder import Folder
@@ -61,7 +60,7 @@ def when(monkeypatch, owner, name: str, call: int, what) -> None:
 
 
 PHASES = {  # where the signal falls: the function, its call, and the iteration that is then saved
-    "training": (weights, "learning", 7, 2),
+    "training": (weights, "learning", 5, 2),
     "averaging": (weights.Average, "update", 2, 2),
     "logging": (Run, "_log", 2, 2),
     "sampling": (Run, "_draw", 3, 2),
@@ -97,10 +96,10 @@ def test_a_stop_while_scoring_is_at_once_and_the_score_is_made_up_for(faces, sou
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     script, settings = tiny("wgan_64", faces, source, tmp_path, iterations=3, save_every=50)
     settings = replace(settings, score_every=1, extractor="efficientnet_lite0")
-    import fid
+    from fid import scores
 
     with monkeypatch.context() as patch:
-        when(patch, fid, "score", 2, ask)
+        when(patch, scores, "score", 2, ask)
         with pytest.raises(Stop):
             script.main(settings)
     run = tmp_path / "0001-wgan_64"
@@ -266,7 +265,7 @@ def test_a_checkpoint_is_not_saved_between_log_lines_either(faces, source, tmp_p
 
 
 def test_collapse_is_a_warning_in_the_log(faces, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "FROM", 1)
+    monkeypatch.setattr(record, "COLLAPSE_FROM", 1)
     script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=2)
     run = script.main(settings)
     assert "warning" not in (run / "log.jsonl").read_text()

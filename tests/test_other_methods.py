@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+import wgan_64_finetune
+from experiments.resume import equal
 from methods import generative_latent_optimization, mind2mind, minegan
-from tests.test_nothing_lost import equal
-from tests.test_scripts import TINY
+from tests.runs import TINY
 from transfer import UserError, checkpoints
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
@@ -28,7 +29,9 @@ def tiny(faces, source, tmp_path):
     def settings(script, **more):
         fields = script.Settings.__dataclass_fields__
         small = {name: value for name, value in TINY.items() if name in fields}
-        return script.Settings(source=source, images=faces, out=tmp_path, **small | OWN[script] | more)
+        return script.Settings(
+            **{"source": source, "images": faces, "out": tmp_path} | small | OWN.get(script, {}) | more
+        )
 
     return settings
 
@@ -166,4 +169,4 @@ def test_the_penalty_on_codes_is_zero_where_the_slope_is_one(length):
 def test_what_is_mapped_first_is_no_source_of_a_transfer(script, tiny):
     run = script.main(tiny(script, iterations=1))
     with pytest.raises(UserError, match="does not fit"):
-        script.main(replace(tiny(script), source=run))
+        wgan_64_finetune.main(tiny(wgan_64_finetune, source=run))

@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import fid
+import fid.scores
 import wgan_64
 import wgan_64_scale_shift
 import wgan_64_transferlearning
 from fid import extractors
 from fid.sets import Set
 from tests.conftest import LATENT, WIDTH, as_source
-from tests.test_plan import ROOT
-from tests.test_scripts import tiny
-from tests.test_twins import TRANSFERS
+from tests.runs import ROOT, TRANSFERS, tiny
 from transfer import UserError, record
 from transfer.checkpoints import Checkpoints
 from transfer.images import Images
@@ -44,7 +42,7 @@ def test_best_is_the_best_and_not_the_last_that_beats_the_first(faces, source, t
     merits = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0}
 
     def score(run):
-        run._write_line("scores", {"kid": merits[run.step]})
+        run.files.write_line("scores", run.step, {"kid": merits[run.step]})
         return merits[run.step]
 
     monkeypatch.setattr(record.Run, "score", score)
@@ -95,7 +93,7 @@ def test_the_real_images_of_a_score_are_the_images_each_once_and_not_augmented(
         seen.append(Set.of(real, "", 64))
         raise UserError("seen")
 
-    monkeypatch.setattr(fid, "score", score, raising=False)
+    monkeypatch.setattr(fid.scores, "score", score)
     script, settings = tiny(
         "wgan_64_finetune",
         faces,

@@ -5,19 +5,16 @@ import math
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import wgan_64
+from tests.runs import ROOT, SPLITS
 from transfer import UserError
 from transfer.plan import Named, Split, plan, table
 from transfer.policies import POLICIES
-
-SPLITS = [(i, j, 5 - i - j) for i in range(6) for j in range(6 - i)]
-ROOT = Path(__file__).parents[1]
 
 
 def test_all_21_splits_of_each_network_are_accepted():

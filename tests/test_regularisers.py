@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import wgan_64
+from experiments.resume import equal
 from tests.conftest import LATENT, WIDTH
-from tests.test_nothing_lost import equal
-from tests.test_scripts import REGULARISED, tiny
+from tests.runs import REGULARISED, tiny
 from transfer import UserError
 from transfer.augment import Adaptive, Augment
 from transfer.checkpoints import Checkpoints

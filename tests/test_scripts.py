@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,34 +15,14 @@ from PIL import Image
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from tests.conftest import LATENT, WIDTH
-from tests.test_plan import ROOT
-from tests.test_twins import SCRIPTS, TRANSFERS
+from tests.conftest import WIDTH
+from tests.runs import NAMES, REGULARISED, ROOT, TRANSFERS, tiny
 from transfer import UserError, record, shared
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.plan import Split, plan
 from transfer.record import animate
 from transfer.shared import Source
-
-REGULARISED = "methods.wgan_64_regularised"
-PRETRAINING = ("wgan_64", "wgan_gp_64")
-NAMES = [*(script.removesuffix(".py") for script in SCRIPTS), REGULARISED]
-TINY = {
-    "iterations": 2,
-    "critic_steps": 2,
-    "batch_size": 4,
-    "device": "cpu",
-    "log_every": 1,
-    "sample_every": 1,
-}
-
-
-def tiny(name, faces, source, out, **more):
-    """The script's module, and settings with which it takes a blink."""
-    script = importlib.import_module(name)
-    own = {"latent": LATENT, "width": WIDTH} if name in PRETRAINING else {"source": source}
-    return script, script.Settings(images=faces, out=out, **{**TINY, **own, **more})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +131,7 @@ def test_a_policy_for_each_layer_from_training_to_drawing(faces, source, tmp_pat
     names = "finetune,singular_values,normalised_adafm,rank_one,reinitialise"
     script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, G=plan(names))
     run = script.main(replace(settings, D=plan("freeze,rank_one,singular_values,filter_selection,finetune")))
-    assert run.name == "0001-wgan_64_transferlearning-Gtsnrr-Dfrsft"
+    assert run.name == "0001-wgan_64_transferlearning-Gtvmon-Dfovst"
     assert (
         script.main(
             replace(
@@ -194,17 +173,51 @@ def test_the_gradient_penalty_is_zero_where_the_slope_is_one():
     slope = torch.randn(3 * 8 * 8)
 
     for length in (1.0, 3.0):
-        critic = SimpleNamespace(
-            gradient=lambda x, length=length: (slope / slope.norm() * length).expand(len(x), -1)
-        )
-        penalty = wgan_gp_64.gradient_penalty(critic, x, y)
+        gradient = slope / slope.norm() * length
+        penalty = wgan_gp_64.gradient_penalty(lambda x, g=gradient: g.expand(len(x), -1), x, y)
         assert penalty.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
 
 
 def test_the_gradient_penalty_critic_can_be_given_normalisation():
-    plain, normed = wgan_gp_64.Discriminator(WIDTH), wgan_gp_64.Discriminator(WIDTH, norm=True)
+    plain, normed = (wgan_gp_64.Discriminator(WIDTH, norm=norm) for norm in (False, True))
     assert not any("running" in key for key in plain.state_dict())
     assert normed.state_dict().keys() == wgan_64.Discriminator(WIDTH).state_dict().keys()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "norm"])
+def penalised(request, faces, tmp_path_factory):
+    """A run with a gradient penalty, its critic without and with batch normalisation."""
+    out = tmp_path_factory.mktemp("penalised")
+    script, settings = tiny("wgan_gp_64", faces, None, out, critic_norm=request.param, learning_rate=0.01)
+    return script.main(settings)
+
+
+@pytest.mark.parametrize("script", TRANSFERS)
+def test_a_source_with_gradient_penalty_goes_on_with_it(script, penalised, faces, tmp_path, capsys):
+    name = script.removesuffix(".py")
+    script, settings = tiny(name, faces, penalised, tmp_path, learning_rate=0.01, iterations=3)
+    run = script.main(settings)
+    assert "WGAN-GP, on cpu" in capsys.readouterr().out.splitlines()[0]
+    before = (penalised / "samples" / "000002.png").read_bytes()
+    assert (run / "samples" / "000000.png").read_bytes() == before, "step 0 shows the source's own samples"
+    state, start = Checkpoints(run).newest()[1], Source.read(penalised)
+    kernels = max(tensor.abs().max() for key, tensor in state["D"].items() if key.endswith("weight"))
+    assert kernels > settings.clip, "nothing is clipped"
+    assert "exp_avg_sq" in next(iter(state["optimizers"]["optimizer_D"]["state"].values())), "Adam"
+    for layer in range(1, settings.D.freeze + 1):
+        assert torch.equal(state["D"][f"conv{layer}.weight"], start.discriminator[f"conv{layer}.weight"])
+    stopped = script.main(replace(settings, iterations=1))
+    script.main(replace(settings, resume=stopped))
+    again = Checkpoints(stopped).newest()[1]
+    assert all(torch.equal(tensor, again["D"][key]) for key, tensor in state["D"].items())
+
+
+def test_a_loss_can_be_chosen_whatever_the_source_had(penalised, source, faces, tmp_path, capsys):
+    script, settings = tiny("wgan_64_finetune", faces, source, tmp_path, loss="wgan_gp", dry_run=True)
+    script.main(settings)
+    assert "WGAN-GP" in capsys.readouterr().out
+    with pytest.raises(UserError, match="clip is 1e-06"):
+        script.main(replace(settings, source=penalised, loss="wgan", clip=1e-6))
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "generator_only", "other"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.test_scripts import tiny
+from tests.runs import tiny
 from transfer import UserError, shared
 from transfer.__main__ import seconds, share
 from transfer.checkpoints import Checkpoints

@@ -1,13 +1,10 @@
 """The networks are written out in each script on purpose; this is the list of how the copies may differ."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(path.name for path in ROOT.glob("wgan_*.py"))
-TRANSFERS = [name for name in SCRIPTS if name not in ("wgan_64.py", "wgan_gp_64.py")]
+from tests.runs import ROOT, SCRIPTS, TRANSFERS
 
 
 def bodies(script: str) -> dict[str, str]:

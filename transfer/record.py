@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 SAMPLES = 64  # the latents of the grids
 SCORED = 1000  # the images that are drawn for a score
-COLLAPSED, FROM = 0.05, 200  # a spread below this share of the real images' is a warning, from this iteration
+COLLAPSED, COLLAPSE_FROM = (
+    0.05,
+    200,
+)  # a spread below this share of the real images' is a warning, from this iteration
 LARGE = 1e4  # and a loss beyond this
 MAY_CHANGE = {
     "iterations",
@@ -198,10 +201,11 @@ class Run:
         )
         self._since, self._last = (self.step, now), f"{losses} at iteration {self.step}"
         if max(map(abs, losses.values())) > LARGE:
-            self._warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
+            self.warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
 
-    def _warn(self, warning: str) -> None:
+    def warn(self, warning: str) -> None:
+        """Write a warning to the log and print it."""
         self.files.write_line("log", self.step, {"warning": warning})
         tqdm.write(f"warning at iteration {self.step}: {warning}")
 
@@ -232,8 +236,8 @@ class Run:
         images = self._draw(SAMPLES)
         self.files.write_picture(grid(images), self._sample_name())
         spread, real = _spread(images), _spread(self.images.pixels[:SCORED])
-        if self.step >= FROM and spread < COLLAPSED * real:
-            self._warn(
+        if self.step >= COLLAPSE_FROM and spread < COLLAPSED * real:
+            self.warn(
                 f"the samples have collapsed: they differ by {spread:.2f} grey levels, reals by {real:.1f}"
             )
 

@@ -174,7 +174,8 @@ def carry(network: nn.Module, source: Source, name: str, anew: Iterable[str] = (
     """Load a model's "G" or "D" into a network under a plan, and start what modulates its kernels.
 
     Where the source was itself modulated, its effective kernels are what is carried over. Layers whose policy
-    is fresh, those called in anew, and what belongs to no layer keep their random numbers.
+    is fresh and those called in anew keep their random numbers, and so does what belongs to no layer where
+    the source has nothing of it.
 
     Raises:
         UserError: when the tensors are not this network's.
@@ -186,7 +187,7 @@ def carry(network: nn.Module, source: Source, name: str, anew: Iterable[str] = (
     own = {
         key: tensor
         for key, tensor in network.state_dict().items()
-        if key.startswith(layers) and not key.startswith(anew)
+        if (key.startswith(layers) or key in tensors) and not key.startswith(anew)
     }
     wrong = sorted((own.keys() - beside) ^ tensors.keys())
     wrong += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
@@ -200,6 +201,9 @@ def carry(network: nn.Module, source: Source, name: str, anew: Iterable[str] = (
     network.load_state_dict(wanted, strict=False)
     for layer in layers_of(network):
         layer.kernel.start()
+        if layer.norm is not None and not layer.norm.fixed:
+            for cancelled in layer.kernel.policy.cancelled:
+                getattr(layer.kernel, cancelled).requires_grad_(False)
 
 
 def _fresh(module: nn.Module) -> bool:
