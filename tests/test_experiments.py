@@ -56,13 +56,33 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
 
 
 def test_the_readme_tells_what_was_measured():
-    readme = " ".join((pages.PAGE.parents[1] / "README.md").read_text().split())
-    rows = {line["row"]: line for line in lines.read("scale")}
-    last = [row for row in rows if row.startswith("wgan_64_transferlearning")][-1]
-    source = last.rpartition(" from ")[2]
-    before, after = rows[source]["heldout"], rows[last]["heldout"]
-    assert f"from the source's {before['fid']:.0f} to {after['fid']:.0f}" in readme
-    assert f"{before['n_real']:,} held-out images" in readme
+    readme = pages.PAGE.parents[1].joinpath("README.md").read_text()
+    parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
+    league, scratch = parts["league"].runs, parts["from_scratch"].runs
+    plans = {
+        "G(0, 0, 5) D(2, 0, 3)": league["D(2, 0, 3), G(0, 0, 5), the source's statistics"],
+        "fine-tune every layer": league["Model fine-tuning"],
+        "the combination, G(1, 2, 2) D(1, 2, 2)": league["Combination-D(1,2,2), G(1,2,2)"],
+        "from scratch": scratch["from scratch, DiffAugment"],
+    }
+    for name, found in plans.items():
+        kid, fid = (
+            judge.mean(judge.by_seed(found, figure), 0)
+            for figure in (judge.final, lambda run: judge.last(run)["fid"])
+        )
+        minutes = statistics.mean(run["seconds"] / 60 for run in found)
+        seeds = len(judge.by_seed(found, judge.final))
+        assert f"| {name} | {kid} | {fid} | {minutes:.0f} | {seeds} |" in readme
+    run = plans["G(0, 0, 5) D(2, 0, 3)"][0]
+    own, much = pages.untouched(run["settings"]["source"], run["scores"][-1]), run["scores"][-1]
+    assert f"| the source, untrained | {judge.merit(own):.0f} | {own['fid']:.0f} | | |" in readme
+    text = " ".join(readme.split())
+    assert (
+        f"after {run['settings']['iterations']:,} iterations of {run['settings']['batch_size']} images"
+        in text
+    )
+    assert f"{much['n_generated']:,} samples against {much['heldout']['n_real']:,} held-out images" in text
+    assert run["hardware"] == "AMD EPYC, AVX512-BF16, 1 threads"
 
 
 def test_the_plan_that_the_readme_names_is_ahead_by_more_than_the_spread():
