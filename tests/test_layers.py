@@ -273,6 +273,21 @@ def test_the_average_warms_up_and_then_follows_slowly():
     assert average.network.weight.item() == pytest.approx(1 - 2 / 11 * 0.999)
 
 
+def test_the_average_is_of_running_statistics_too(networks):
+    """Those are what is sampled with: weights of one time and statistics of another draw neither's images."""
+    G, _ = networks
+    average = weights.Average(G, 0.999)
+    before = {key: tensor.clone() for key, tensor in average.network.state_dict().items()}
+    with torch.no_grad():
+        for tensor in G.state_dict().values():
+            tensor += 1
+    average.update(G, 1)
+    for key, tensor in average.network.state_dict().items():
+        moved = 0 if key.endswith("num_batches_tracked") else 9 / 11
+        torch.testing.assert_close(tensor, before[key] + moved, msg=key)
+    assert not average.network.training and not weights.learning(average.network)
+
+
 def test_networks_that_do_not_fit_are_refused_by_name(networks):
     wider = wgan_64.Generator(LATENT, WIDTH + 1)
     with pytest.raises(UserError, match=r"source's G does not fit.*conv1\.weight"):
