@@ -158,12 +158,11 @@ def main(settings: Settings) -> Path | None:
     name = "wgan_gp" if gp else settings.optimizer
     optimizer_G, optimizer_D = (optimizer(name, network, settings.learning_rate) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
+    twice = gp and source.norm  # the penalty then differentiates a gradient
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast, double_backward=twice)
     gradient = judge.hasten(partial(score_gradient, D))
-    score = scorer(settings, images)
-    run = Run(
-        settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}", score=score
-    )
+    plans = f"G{settings.G.digits}-D{settings.D.digits}"
+    run = Run(settings, __file__, images, parts, plans, score=scorer(settings, images))
     reals = Reals(judge, images, augment, settings.fast)  # keeps what frozen layers make of them, where exact
 
     def critic_step():

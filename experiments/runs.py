@@ -60,7 +60,7 @@ def chosen(row: Row) -> dict[str, Any]:
     """The settings that a row changes, and those that all tables keep whatever the scripts' defaults are.
 
     Frozen layers are normalised with the batch's statistics: what PyTorch does with layers that are left out
-    of the optimizer, and so most likely what the dissertation did. experiments.frozen_norm compares.
+    of the optimizer, and so most likely what the dissertation did. The table frozen_norm compares.
     """
     fields = module(row.script).Settings.__dataclass_fields__
     return ({"frozen_norm": "batch"} if "frozen_norm" in fields else {}) | row.settings

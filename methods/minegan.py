@@ -116,10 +116,8 @@ def main(settings: Settings) -> Path | None:
     )
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
     generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    score = scorer(settings, images)
-    run = Run(
-        settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}", score=score
-    )
+    plans = f"G{settings.G.digits}-D{settings.D.digits}"
+    run = Run(settings, __file__, images, parts, plans, score=scorer(settings, images))
     reals = Reals(judge, images, augment, settings.fast)  # keeps what frozen layers make of them, where exact
 
     def critic_step():

@@ -48,7 +48,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 class Tuned:
-    """A network as the loop calls it: `tuned(x)` is its forward, and `tuned.gradient(x)` a critic's gradient.
+    """A network as the loop calls it: `tuned(x)` is its forward.
 
     Attributes:
         network: the network itself.
@@ -59,8 +59,6 @@ class Tuned:
         self.network = network
         self.hasten = hasten or (lambda function, compiled=True: function)
         self._forward = self.hasten(network.forward) if hasten else network
-        if hasattr(network, "gradient"):
-            self.gradient = self.hasten(network.gradient)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._forward(x)
@@ -77,7 +75,7 @@ def tune(
     transfer.winograd, which needs 2.56 times fewer products and agrees with torch up to rounding.
 
     Args:
-        networks: their `forward` is made fast, and `gradient` where a critic has one.
+        networks: their `forward` is made fast; what else is made of their modules, by Tuned.hasten.
         iterations: compiling is for runs that are long enough to pay for it.
         fast: False for torch's own float32 everywhere.
         double_backward: a gradient of theirs is differentiated again, which torch.compile refuses.
@@ -108,9 +106,9 @@ def tune(
 
 
 def use_few_products(network: nn.Module) -> None:
-    """Have the layers of stride 2 convolve by transfer.winograd."""
+    """Have the layers of stride 2 and padding 1 convolve by transfer.winograd."""
     for kernel in (layer.kernel for layer in layers_of(network)):
-        if kernel.stride == 2:
+        if (kernel.stride, kernel.padding) == (2, 1):
             down, up = _few_products("conv2d"), _few_products("conv_transpose2d")
             if kernel.out_axis == 0:
                 kernel.convolve, kernel.convolve_back = down, up
