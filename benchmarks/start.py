@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks.timing import keep, synthetic
 from transfer.engine import PAYS_FROM
@@ -78,8 +79,6 @@ class Settings:
 
 def main(chosen: Settings) -> None:
     """Time each start, and keep a line for each."""
-    from PIL import Image
-
     answer("--help")  # the files come from the disk once
     lines = {
         "--help": {"seconds": min(answer("--help") for _ in range(5))},

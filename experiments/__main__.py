@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from experiments.page import write
 from experiments.runs import PRETRAINING, Budget, make
 from experiments.tables import TABLES
 from transfer import UserError
@@ -58,8 +59,6 @@ def main(settings: Settings) -> None:
     if settings.tables != ("report",):
         make(named(settings.tables), settings)
     if not settings.dry_run:
-        from experiments.page import write
-
         write()
 
 

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments import lines
+from transfer.checkpoints import Checkpoints
+from transfer.folder import hardware, versions
 from transfer.settings import command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +54,6 @@ def wait_for(process: subprocess.Popen, log: Path, step: int) -> None:
 
 def equal(a: Any, b: Any) -> bool:
     """Whether two states are equal to the bit, but for the settings."""
-    import torch
-
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -64,9 +66,6 @@ def equal(a: Any, b: Any) -> bool:
 
 def main(settings: Settings) -> None:
     """Run the three, compare, and write a line."""
-    from transfer.checkpoints import Checkpoints
-    from transfer.folder import hardware, versions
-
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder, name) for name in ("unbroken", "killed", "stopped")]
         began = time.monotonic()

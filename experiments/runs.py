@@ -15,9 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from PIL import Image
+from safetensors import safe_open
 
-from experiments import lines
+from experiments import lines, strip
 from experiments.tables import Row, Table
+from transfer.checkpoints import Checkpoints
+from transfer.folder import LATEST, versions
 from transfer.settings import Extractor, complete, plain, unsaid
 
 ROOT = Path(__file__).parents[1]
@@ -120,8 +124,6 @@ def run_name(script: str, settings: dict[str, Any]) -> str:
 
 def version(path: Path) -> str:
     """Which images or model: the file's or folder's name, and a shared model's iterations from its card."""
-    from safetensors import safe_open
-
     if path.suffix != ".safetensors" or not path.exists():
         return path.name
     with safe_open(path, "pt") as file:
@@ -185,9 +187,6 @@ def make(tables: Sequence[Table], budget: Budget) -> None:
 
 
 def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
-    from transfer.checkpoints import Checkpoints
-    from transfer.folder import LATEST, versions
-
     out = budget.out / name
     settings = replace(settings_of(row, seed, budget), out=out)
     if any(Checkpoints(folder).found() for folder in out.glob("0*")):
@@ -224,10 +223,6 @@ def trained(settings: Any, log: Sequence[dict[str, Any]]) -> float:
 
 def picture(folder: Path, file: Path, columns: int = 16) -> None:
     """Keep the first latents of a run's grids, one row for each, oldest first."""
-    from PIL import Image
-
-    from experiments import strip
-
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = file.with_suffix(".png")
     strip.main(strip.Settings(folder, whole, columns=columns))

@@ -15,9 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fid
 from experiments import lines
 from experiments.runs import version
+from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
+from transfer.folder import hardware, versions
+from transfer.images import Images
 from transfer.settings import Extractor, command_line, user_errors
+from transfer.shared import Source
 
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
 CEILING = 3000  # source faces that are scored as if they had been generated
@@ -38,10 +44,6 @@ class Settings:
 
 def rows(settings: Settings) -> dict[str, Callable]:
     """What is to be measured, by the row's name: each gives (generated, real, reference)."""
-    from transfer.drawing import draw
-    from transfer.images import Images
-    from transfer.shared import Source
-
     held_out, target = Images.load(settings.reference).pixels, Images.load(settings.target).pixels
     faces = Images.load(settings.faces).pixels
     unseen = faces[-UNSEEN:]
@@ -65,8 +67,6 @@ def rows(settings: Settings) -> dict[str, Callable]:
 
 def title(run: Path) -> str:
     """A run's script, split, iterations and source, in words."""
-    from transfer.checkpoints import Checkpoints
-
     step = int(Checkpoints(run).found()[0].stem)
     source = Path(json.loads((run / "settings.json").read_text())["settings"]["source"])
     return f"{run.name.partition('-')[2]} after {step:,} iterations from {version(source)}"
@@ -74,9 +74,6 @@ def title(run: Path) -> str:
 
 def main(settings: Settings) -> None:
     """Measure what is missing."""
-    import fid
-    from transfer.folder import hardware, versions
-
     extractor = fid.load(settings.extractor)
     done = {(line["row"], line["extractor"]) for line in lines.read("scale")}
     for name, images in rows(settings).items():

@@ -198,16 +198,53 @@ def test_no_rotation_and_no_crop_is_no_change(faces):
     torch.testing.assert_close(rotate_and_crop(x, 0.0, 1.0), x, atol=1e-5, rtol=0)
 
 
-def test_diffaugment_cuts_a_quarter_moves_by_an_eighth_and_lets_gradients_through():
+def test_diffaugment_changes_colours_by_what_its_paper_draws():
+    """Left half grey, right half coloured: what becomes of the two tells brightness, saturation, contrast."""
     torch.manual_seed(0)
-    x = torch.full((256, 3, 64, 64), 1.0, requires_grad=True)
-    y = diff_augment(x)
-    zeros = (y == 0).all(1).float().mean((1, 2))
-    # At most 32 x 32 pixels cut out and an eighth of both sides moved in.
-    assert zeros.max() <= 0.25 + 2 / 8 and zeros.min() > 0
-    y.sum().backward()
+    grey, coloured = torch.full((3,), -0.4), torch.tensor([0.5, 0.2, -0.1])
+    x = torch.where(torch.arange(64) < 32, grey.view(3, 1, 1), coloured.view(3, 1, 1)).expand(3, 64, 64)
+    y = diff_augment(x.repeat(2000, 1, 1, 1))
+    left, right = y[:, :, 32, 16], y[:, :, 32, 48]  # no translation brings one half's colour to the other's
+    whole = (left != 0).all(1) & (right != 0).all(1)  # neither is cut out
+    left, right = left[whole], right[whole]
+    contrast = (right.mean(1) - left.mean(1)) / 0.6
+    saturation = (right[:, 0] - right[:, 2]) / 0.6 / contrast
+    brightness = (right.mean(1) + left.mean(1)) / 2 + 0.1
+    assert whole.sum() > 300 and torch.equal(left, left[:, :1].expand(-1, 3))
+    for drawn, low, high in ((brightness, -0.5, 0.5), (saturation, 0, 2), (contrast, 0.5, 1.5)):
+        assert low - 1e-4 < drawn.min() < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < drawn.max() < high + 1e-4
+        assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+
+
+def test_diffaugment_moves_by_an_eighth_and_cuts_out_a_quarter():
+    torch.manual_seed(0)
+    quarters = 1.0 + (torch.arange(64) >= 32).view(64, 1) + 2 * (torch.arange(64) >= 32)  # 1 to 4, exact
+    y = diff_augment(quarters.expand(2000, 1, 64, 64))[:, 0]
+    moved, at_the_edges = set(), set()
+    for image in y:
+        kept = (image != 0).nonzero()  # the cut never spans a whole row or column of what has stayed
+        (top, left), (bottom, right) = kept.amin(0).tolist(), kept.amax(0).tolist()
+        down, across = top - (63 - bottom), left - (63 - right)
+        moved |= {("down", down), ("across", across)}
+        for rows in (slice(top, 32 + down), slice(32 + down, bottom + 1)):
+            for columns in (slice(left, 32 + across), slice(32 + across, right + 1)):
+                assert len(set(image[rows, columns].unique().tolist()) - {0.0}) <= 1, "a quarter, moved"
+        cut = (image[top : bottom + 1, left : right + 1] == 0).nonzero()
+        (first, _), (last, _) = cut.amin(0).tolist(), cut.amax(0).tolist()
+        assert len(cut) == (cut.amax(0) - cut.amin(0) + 1).prod(), "one rectangle"
+        if first and top + last < bottom:
+            assert last - first == 31
+        elif first and down >= 0:
+            at_the_edges.add(last - first + 1)
+    assert moved == {(way, by) for way in ("down", "across") for by in range(-8, 9)}
+    assert at_the_edges >= set(range(16, 32)) and min(at_the_edges) == 16  # a centre at 64 leaves 16 rows
+
+
+def test_diffaugment_lets_gradients_through():
+    x = torch.full((64, 3, 64, 64), 1.0, requires_grad=True)
+    diff_augment(x).sum().backward()
     assert (x.grad != 0).float().mean() > 0.5
-    assert x.grad[:, :, 32, 32].abs().sum() > 0
 
 
 def test_mirroring_is_its_own_inverse_in_distribution():

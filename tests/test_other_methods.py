@@ -111,6 +111,33 @@ def test_at_step_0_latent_optimization_shows_the_sources_samples(tiny, source):
         assert abs(np.asarray(sampled).astype(int) - np.asarray(grid(drawn)).astype(int)).max() <= 1
 
 
+def test_each_term_of_latent_optimization_changes_what_is_learnt(tiny):
+    # In float32: bf16 could round the smaller terms away.
+    settings = tiny(generative_latent_optimization, iterations=3, fast=False)
+    whole = newest(generative_latent_optimization.main(settings))
+    for term in ("perceptual", "spread", "stay", "noise"):
+        without = newest(generative_latent_optimization.main(replace(settings, **{term: 0.0})))
+        assert not equal(whole["G"], without["G"]), term
+
+
+def test_latent_optimization_brings_the_features_of_images_together(tiny, monkeypatch):
+    """Where nothing else counts, what a network sees in them comes to agree."""
+    seen = []
+
+    class Brightness:
+        def maps(self, x):
+            seen.append(x.mean((1, 2, 3)))
+            return seen[-1:]
+
+    script = generative_latent_optimization
+    monkeypatch.setattr(script, "load", lambda *_, **__: Brightness())
+    monkeypatch.setattr(script.F, "l1_loss", lambda x, y: (0 * x).sum())
+    script.main(tiny(script, iterations=30, spread=0.0, stay=0.0, noise=0.0, batch_size=8))
+    wanted, drawn = torch.stack(seen[::2]), torch.stack(seen[1::2])
+    apart = (wanted - drawn).square().mean(1).detach()
+    assert apart[-5:].mean() < 0.2 * apart[:5].mean()
+
+
 def test_the_distance_of_latents_is_to_the_nearest_both_ways():
     random = np.random.default_rng(0)
     z, t = random.normal(size=(4, 3)), random.normal(size=(7, 3))

@@ -1,5 +1,6 @@
 """The regularisers: formulas against numpy, nothing at the source, nothing at weight 0, exact resuming."""
 
+import json
 from dataclasses import replace
 from typing import ClassVar
 
@@ -200,6 +201,46 @@ def test_the_share_of_augmented_images_is_the_probability(faces):
         for see in (adaptive.real, adaptive.fake):
             changed = (see(x) != x).flatten(1).any(1).float().mean().item()
             assert changed == pytest.approx(p, abs=0.08)
+
+
+def test_images_set_aside_are_augmented_as_those_that_are_trained_on(faces):
+    images = Images.load(faces)
+    whole, shown = images.at(slice(None)), []
+    adaptive = Adaptive(Augment("diffaugment"), images)
+    for p in (0.0, 1.0):
+        adaptive.p.fill_(p)
+        adaptive.update(lambda x: shown.append(x) or x.mean((1, 2, 3)), torch.ones(32), torch.zeros(32))
+    as_they_are = [
+        {image.numpy().tobytes() for image in whole} & {x.numpy().tobytes() for x in each} for each in shown
+    ]
+    assert len(as_they_are[0]) > 1 and not as_they_are[1] and len(shown[1]) == 32
+
+
+def test_one_critic_scores_what_it_trains_on_and_what_is_set_aside(faces, source, tmp_path, monkeypatch):
+    script, settings = tiny(REGULARISED, faces, source, tmp_path, adapt=3, learning_rate=0.05)
+    calls = []
+
+    class Watched(Adaptive):
+        def real(self, x):
+            self.shown = super().real(x)
+            return self.shown
+
+        def update(self, D, real, fake):
+            with torch.no_grad():
+                calls.append(torch.equal(D(self.shown), real))
+            super().update(D, real, fake)
+
+    monkeypatch.setattr(script, "Adaptive", Watched)
+    script.main(settings)
+    assert calls == [True] * 4
+
+
+def test_the_probability_of_an_augmentation_is_logged(faces, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Adaptive, "update", lambda self, *_: self.p.add_(0.125))
+    for aside, logged in ((0, [None, None]), (3, [0.25, 0.5])):  # two critic steps an iteration
+        script, settings = tiny(REGULARISED, faces, source, tmp_path, adapt=aside)
+        lines = (script.main(settings) / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line).get("augmented") for line in lines] == logged
 
 
 def test_images_set_aside_are_never_trained_on(faces):

@@ -15,11 +15,13 @@ from PIL import Image
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from tests.conftest import WIDTH
+from benchmarks.timing import iteration_of
+from tests.conftest import LATENT, WIDTH
 from tests.runs import NAMES, REGULARISED, ROOT, TRANSFERS, tiny
 from transfer import UserError, record, shared
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
+from transfer.images import Images
 from transfer.plan import Split, plan
 from transfer.record import animate
 from transfer.shared import Source
@@ -65,6 +67,54 @@ def test_the_animation_shows_the_grids_in_order(tmp_path):
         for frame in range(3):
             animation.seek(frame)
             assert np.argmax(animation.convert("RGB").getpixel((8, 8))) == frame
+
+
+PUBLISHED = {  # algorithm 1 of Arjovsky et al. 2017 and of Gulrajani et al. 2017
+    "wgan_64": {"learning_rate": 5e-5, "clip": 0.01, "critic_steps": 5, "optimizer": "rmsprop"},
+    "wgan_gp_64": {"learning_rate": 1e-4, "penalty": 10, "critic_steps": 5, "critic_norm": False},
+}
+MOMENTS = {"wgan_64": {"alpha": 0.99, "eps": 1e-8}, "wgan_gp_64": {"betas": (0.0, 0.9), "eps": 1e-8}}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_defaults_are_the_papers(name):
+    settings = vars(importlib.import_module(name).Settings())
+    same = {"batch_size": 64, "latent": 100, "width": 64, "augment": "flip", "ema_decay": 0.999}
+    assert (PUBLISHED[name] | same).items() <= settings.items()
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_pre_training_has_the_optimizers_of_its_paper(name, faces):
+    script = importlib.import_module(name)
+    settings = script.Settings(latent=LATENT, width=WIDTH, device="cpu")
+    _, parts = iteration_of(script, settings, Images.load(faces))
+    for network in ("G", "D"):
+        found = parts[f"optimizer_{network}"]
+        assert isinstance(found, torch.optim.RMSprop if name == "wgan_64" else torch.optim.Adam)
+        (group,) = found.param_groups
+        expected = {**MOMENTS[name], "lr": PUBLISHED[name]["learning_rate"], "weight_decay": 0}
+        assert expected.items() <= group.items()
+        assert {id(each) for each in group["params"]} == {id(each) for each in parts[network].parameters()}
+
+
+PLANS = {
+    "wgan_64_transferlearning": (Split(1, 2, 2), Split(1, 2, 2)),
+    "wgan_64_finetune": (Split(0, 0, 5), Split(0, 0, 5)),
+    "wgan_64_freeze_layers": (Split(3, 0, 2), Split(3, 0, 2)),
+    "wgan_64_scale_shift": (Split(0, 5, 0), Split(0, 5, 0)),
+    REGULARISED: (Split(1, 2, 2), Split(1, 2, 2)),
+    "methods.minegan": (Split(5, 0, 0), Split(0, 0, 5)),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_transfer_has_its_plan_and_else_the_same_defaults(name):
+    """Which the runs behind docs/results.md have; another default would silently be another experiment."""
+    settings = vars(importlib.import_module(name).Settings())
+    same = {"learning_rate": 2e-4, "clip": 0.01, "batch_size": 16, "critic_steps": 5, "ema_decay": 0.999}
+    same |= {"rescale": "adafm", "frozen_norm": "source", "optimizer": "rmsprop", "augment": "diffaugment"}
+    assert same.items() <= settings.items() and (settings["G"], settings["D"]) == PLANS[name]
+    assert settings.get("penalty", 10) == 10 and settings.get("loss", "source") == "source"
 
 
 def test_the_settings_of_every_script_have_the_same_names():

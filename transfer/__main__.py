@@ -15,9 +15,12 @@ import json
 import shutil
 from pathlib import Path
 
+import tyro
 from tyro.conf import Positional
 
-from transfer import UserError
+from transfer import UserError, shared
+from transfer.adapters import Adapter, applied
+from transfer.checkpoints import Checkpoints
 from transfer.settings import user_errors
 
 SOURCE = Path("pretrained_model/wgan_64.safetensors")
@@ -29,9 +32,6 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
     Raises:
         UserError: when the run has no checkpoint, or the file's name has another ending.
     """
-    from transfer import shared
-    from transfer.checkpoints import Checkpoints
-
     _check_name(file)
     _, state = Checkpoints(run).newest()
     description = json.loads((run / "settings.json").read_text())
@@ -57,8 +57,6 @@ def adapter(run: Positional[Path], file: Positional[Path]) -> None:
     Raises:
         UserError: when the run has no checkpoint or no source, or the file's name has another ending.
     """
-    from transfer.adapters import Adapter
-
     _check_name(file)
     own = Adapter.of(run)
     own.write(file)
@@ -80,9 +78,6 @@ def apply(
     Raises:
         UserError: when a file is no adapter of the source, or there are more or fewer shares than adapters.
     """
-    from transfer import shared
-    from transfer.adapters import Adapter, applied
-
     _check_name(to)
     shares = shares or (1 / len(adapters),) * len(adapters) if adapters else ()
     if not adapters or len(shares) != len(adapters):
@@ -134,8 +129,6 @@ def page(file: Path, card: dict) -> str:
 
 
 if __name__ == "__main__":
-    import tyro
-
     with user_errors():
         commands = {"share": share, "adapter": adapter, "apply": apply}
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, prog="python -m transfer")

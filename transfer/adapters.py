@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from transfer import UserError, checkpoints, drawing
@@ -62,8 +64,6 @@ class Adapter:
         Raises:
             UserError: when it is none.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(file, "pt") as handle:
                 card = json.loads((handle.metadata() or {})["adapter"])
@@ -80,8 +80,6 @@ class Adapter:
 
     def write(self, file: Path) -> None:
         """Write a safetensors file, the generator's tensors in half precision."""
-        from safetensors.torch import save
-
         tensors = {
             f"{name}.{key}": (
                 tensor.half() if name == "ema" and tensor.is_floating_point() else tensor

@@ -211,7 +211,7 @@ class Run:
 
     def _check_networks(self) -> None:
         """Raise Diverged, naming the network, unless every weight is finite."""
-        for name in self.parts.keys() & {"D", "G"}:
+        for name in ("D", "G") if "D" in self.parts else ("G",):
             tensors = [t for t in self.parts[name].state_dict().values() if t.is_floating_point()]
             if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
                 self._stop_diverged(f"{name} holds weights that are not finite")

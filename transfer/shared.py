@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from transfer import UserError, checkpoints
@@ -26,8 +29,6 @@ def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: 
     networks maps some of "G", "ema", "D" and "heads" to their tensors; the card goes into the file's metadata
     as JSON.
     """
-    from safetensors.torch import save as to_bytes
-
     tensors = {
         f"{name}.{key}": tensor.half() if name in half and tensor.is_floating_point() else tensor
         for name in NETWORKS
@@ -145,9 +146,6 @@ def _arguments(path: Path, generator: Tensors, settings: dict[str, Any]) -> dict
 
 
 def _read_shared(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
