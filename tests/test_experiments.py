@@ -75,7 +75,7 @@ def test_the_readme_tells_what_was_measured():
         assert f"| {name} | {kid} | {fid} | {minutes:.0f} | {seeds} |" in readme
     run = plans["G(0, 0, 5) D(2, 0, 3)"][0]
     own, much = pages.untouched(run["settings"]["source"], run["scores"][-1]), run["scores"][-1]
-    assert f"| the source, untrained | {judge.merit(own):.0f} | {own['fid']:.0f} | | |" in readme
+    assert f"| the source, before training | {judge.merit(own):.0f} | {own['fid']:.0f} | | |" in readme
     text = " ".join(readme.split())
     assert (
         f"after {run['settings']['iterations']:,} iterations of {run['settings']['batch_size']} images"
