@@ -194,6 +194,21 @@ BATCH_SIZE = Table(
     ),
 )
 
+# RMSprop's first steps are ten times the learning rate; adam is RMSprop with that corrected.
+OPTIMIZER = Table(
+    "optimizer",
+    "The optimizer's first steps",
+    "Not stated in the dissertation.",
+    tuple(
+        Row(f"{plan}, {name}", script, {"optimizer": name, "frozen_norm": "source"})
+        for plan, script in (
+            ("D(1,2,2), G(1,2,2)", "wgan_64_transferlearning"),
+            ("everything fine-tuned", "wgan_64_finetune"),
+        )
+        for name in ("rmsprop", "adam")
+    ),
+)
+
 # 0 is the generator itself. Training is the same to the bit whatever the decay.
 MOVING_AVERAGE = Table(
     "moving_average",
@@ -253,6 +268,7 @@ TABLES = (
     FROZEN_NORM,
     FREEZE_CRITIC,
     LEARNING_RATE,
+    OPTIMIZER,
     BATCH_SIZE,
     MOVING_AVERAGE,
     LEAGUE,
