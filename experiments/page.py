@@ -180,7 +180,7 @@ def page() -> str:
             text += " ".join(part.verdict) + "\n\n"
             if part.absent:
                 text += f"Not run yet: {'; '.join(part.absent)}.\n\n"
-    return text + clips() + scale() + going_on()
+    return text + clips() + scale() + copies() + going_on()
 
 
 def clips() -> str:
@@ -258,6 +258,23 @@ def scale_cells(name: str, generated: int, scores: dict, copies: float | None) -
         f"{scores['fid']:.1f}",
         f"{1e3 * scores['kid']:.1f}",
         *shares,
+    )
+
+
+def copies() -> str:
+    """What experiments.copies has measured."""
+    found = lines.read("copies")
+    if not found:
+        return ""
+    shares = [(line["row"], f"{line['of_training']:.2f}", f"{line['of_new']:.2f}") for line in found]
+    first = found[0]
+    return (
+        "## What the memorisation measure sees\n\nWritten by `python -m experiments.copies`: the share that"
+        f" `copies` reports of {first['training']} training images that were changed, and of {first['new']}"
+        f" new images changed likewise, set by {first['others']:,} held-out images ({first['images']},"
+        f" {first['reference']}; {first['hardware']}).\n\n"
+        + lines.markdown(("change", "of training images", "of new images"), shares)
+        + "\n"
     )
 
 

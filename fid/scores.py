@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fid import metrics, statistics
 from fid.extractors import Extractor, load
-from fid.memorisation import Memorisation, memorisation, write
+from fid.memorisation import Memorisation, memorisation, thumbnailer, write
 from fid.metrics import Gaussian
-from fid.sets import Set, Source
+from fid.sets import Given, Set
 from fid.statistics import Features
+from transfer import UserError
 from transfer.images import Images
 
 COMPARABLE = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
@@ -102,8 +103,9 @@ class Scores:
     def as_dict(self) -> dict[str, Any]:
         """The scores for a line of JSON: those against the real images at the top, `heldout` beside them."""
         found = {key: value for key, value in vars(self).items() if key != "training"}
-        report = vars(self.memorisation) if self.memorisation else {}
-        found["memorisation"] = {k: v for k, v in report.items() if k not in ("nearest", "distance")}
+        report = self.memorisation
+        shown = (each.name for each in fields(Memorisation) if each.repr)  # no numbers of single images
+        found["memorisation"] = {name: getattr(report, name) for name in shown} if report else {}
         found["heldout"] = self.heldout and asdict(self.heldout)
         return asdict(self.training) | found
 
@@ -115,9 +117,9 @@ def _text(value: Any) -> str:
 
 
 def score(
-    generated: Source,
-    real: Source,
-    reference: Source | None = None,
+    generated: Given,
+    real: Given,
+    reference: Given | None = None,
     *,
     extractor: str | Extractor = "inception",
     weights: Path | None = None,
@@ -136,13 +138,13 @@ def score(
     and no global random state is touched.
 
     Args:
-        extractor: "inception", "efficientnet_lite0", or one from fid.load.
+        extractor: the name of one, see fid.load, or one from there.
         weights: a file with other weights for it, whose hash goes into its name.
         size: bring every image's centre square to size x size first, as training does.
         seed: of KID's subsets and the bootstrap.
         bootstrap: how many resampled sets the intervals come from; 0 for no intervals.
         cache: where the features of real and held-out images are kept, if not in statistics.default_cache().
-        nearest: a PNG to write, see memorisation.write.
+        nearest: a PNG to write, see memorisation.write; a note says where it is, or why it is not.
         seen: the extractors that the critic saw through: a score of theirs says so in a note.
 
     Raises:
@@ -151,25 +153,31 @@ def score(
     if not isinstance(extractor, Extractor):
         extractor = load(extractor, weights, device)
 
-    def measured(source: Source, title: str) -> Features | Gaussian:
-        if statistics.is_statistics(source):
-            return statistics.read(Path(source), extractor)
-        images = Set.of(source, title, size)
-        return (
-            statistics.extract(images, extractor)
-            if source is generated
-            else statistics.cached(images, extractor, cache)
-        )
+    def measured(given: Given, title: str) -> Features | Gaussian:
+        if statistics.is_statistics(given):
+            return statistics.read(Path(given), extractor)
+        return features(Set.of(given, title, size), extractor, given is generated)
+
+    def features(images: Set, extractor: Extractor, drawn: bool) -> Features:
+        return statistics.extract(images, extractor) if drawn else statistics.cached(images, extractor, cache)
 
     made, training = measured(generated, "the generated images"), measured(real, "the real images")
     heldout = None if reference is None else measured(reference, "the held-out images")
-    x, y, h = (found.values if isinstance(found, Features) else None for found in (made, training, heldout))
-    report = memorisation(x, y, h) if x is not None and y is not None else None
-    if report and nearest is not None:
-        write(Path(nearest), report, made, training)
+    found = (made, training, heldout)
+    sets = [each for each in found if isinstance(each, Features)]
+    x, y, h = (each.values if isinstance(each, Features) else None for each in found)
+    notes, report = [], None
+    if x is not None and y is not None:
+        small = thumbnailer(extractor.device)
+        thumbnails = [
+            features(each.images, small, each is made).values if isinstance(each, Features) else None
+            for each in found
+        ]
+        report = memorisation((x, y, h), tuple(thumbnails))
+        if nearest is not None:
+            notes.append(_written(Path(nearest), report, made, training))
     classes = extractor.classifier if x is not None else None
-    sides = [_compare(made, found, seed, bootstrap) for found in (training, heldout) if found is not None]
-    sets = [found for found in (made, training, heldout) if isinstance(found, Features)]
+    sides = [_compare(made, each, seed, bootstrap) for each in (training, heldout) if each is not None]
     n = made.n if x is None else len(x)
     return Scores(
         training=sides[0],
@@ -184,8 +192,9 @@ def score(
         n_generated=n,
         seed=seed,
         notes=(
-            *_notes([n, *(side.n_real for side in sides)], {found.shape for found in sets}),
             *(_seen(extractor) for name in seen if extractor.name.startswith(f"{name}-")),
+            *_notes([n, *(side.n_real for side in sides)], {each.shape for each in sets}),
+            *notes,
         ),
         left_out={f"{s.images.title}: {name}": reason for s in sets for name, reason in s.left_out.items()},
     )
@@ -204,6 +213,14 @@ def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bo
 
 def _seen(extractor: Extractor) -> str:
     return f"the critic saw through {extractor.name}, so this says nothing: score with another extractor"
+
+
+def _written(path: Path, report: Memorisation, made: Features, training: Features) -> str:
+    """Write the closest pairs, and say where; a full disk or a folder that is not ours costs no scores."""
+    try:
+        return f"the closest pairs are in {write(path, report, made, training)}"
+    except UserError as error:
+        return str(error)
 
 
 def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str, ...]:

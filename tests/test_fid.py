@@ -234,7 +234,7 @@ def test_the_cache_knows_content_extractor_and_size(folders, tmp_path):
 def test_a_damaged_cache_file_is_computed_anew(folders, cache):
     made, real = folders
     expected = fid.score(made, real, extractor=tiny())
-    (path,) = cache.iterdir()
+    path, _ = sorted(cache.iterdir(), key=lambda path: path.stat().st_size)  # features, and thumbnails
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
     damaged = [b"", whole[:10], whole[: len(whole) // 2], whole[:-1]]
@@ -336,15 +336,20 @@ def test_the_closest_pairs_are_drawn_and_listed(folders, tmp_path):
     Image.open(real / "005.png").save(made / "copy.png")
     scores = fid.score(made, real, extractor=tiny(), nearest=tmp_path / "near.png")
     lines = (tmp_path / "near.csv").read_text().splitlines()
-    assert lines[0] == "generated,training,distance" and len(lines) == 1 + 10
-    name, training, distance = lines[1].split(",")
-    assert (name, training) == ("copy.png", "005.png") and float(distance) < 1e-3
+    assert lines[0] == "generated,training,ratio" and len(lines) == 1 + 10
+    name, training, ratio = lines[1].split(",")
+    assert (name, training) == ("copy.png", "005.png") and float(ratio) < 1e-2
+    assert f"the closest pairs are in {tmp_path / 'near.png'}" in scores.notes
     assert len(scores.memorisation.nearest) == 10
     sheet = np.asarray(Image.open(tmp_path / "near.png"))
     assert sheet.shape == (3 * 64, 8 * 64, 3)  # ten pairs, four a row
     assert (sheet[:64, :64] == sheet[:64, 64:128]).all()
-    with pytest.raises(UserError, match=r"near\.png exists already"):
-        fid.score(made, real, extractor=tiny(), nearest=tmp_path / "near.png")
+    before = (tmp_path / "near.png").read_bytes()
+    again = fid.score(made, real, extractor=tiny(), nearest=tmp_path / "near.png")
+    assert (tmp_path / "near.png").read_bytes() == before
+    assert f"the closest pairs are in {tmp_path / 'near_2.png'}" in again.notes
+    nowhere = fid.score(made, real, extractor=tiny(), nearest=tmp_path / "none" / "near.png")
+    assert any("cannot be written" in note for note in nowhere.notes), "which costs no scores"
 
 
 def test_scores_are_frozen(folders):

@@ -50,14 +50,17 @@ def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):
 
 
 def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys):
-    run(folders[1], model=source, count=6, json=True)
+    run(folders[1], model=source, count=6, json=True, nearest=None)
     found = json.loads(capsys.readouterr().out)
     assert found["n_generated"] == 6 and not (tmp_path / "generated_image").exists()
-    run(folders[1], model=source, count=6, json=True, keep=True)
+    run(folders[1], model=source, count=6, json=True, keep=True, nearest=None)
     assert json.loads(capsys.readouterr().out) == found
     assert len(json.loads((tmp_path / "generated_image" / ".generated").read_text())) == 6
+    assert not (tmp_path / "nearest_pairs.png").exists()
     run(tmp_path / "generated_image", folders[1], size=64, json=True)
-    assert json.loads(capsys.readouterr().out)["fid"] == pytest.approx(found["fid"], rel=1e-6)
+    again = json.loads(capsys.readouterr().out)
+    assert again["fid"] == pytest.approx(found["fid"], rel=1e-6)
+    assert (tmp_path / "nearest_pairs.png").exists() and "nearest_pairs.png" in again["notes"][-1]
 
 
 @pytest.mark.parametrize(
