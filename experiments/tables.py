@@ -255,6 +255,7 @@ LEAGUE = Table(
         Row("latent optimization (BSA)", "generative_latent_optimization"),
         Row("Mind2Mind", "mind2mind", {"autoencoder": 100}),
         Row("MineGAN", "minegan"),
+        Row("a critic that sees (Projected GAN)", "projected_critic", {"frozen_norm": "source"}),
     ),
 )
 

@@ -124,7 +124,12 @@ def main(settings: Settings) -> Path | None:
     parts["schedule"] = schedule
     (generate,) = tune(G, iterations=settings.iterations, fast=settings.fast)
     run = Run(
-        settings, __file__, images, parts, title=f"G{settings.G.digits}", score=scorer(settings, images)
+        settings,
+        __file__,
+        images,
+        parts,
+        title=f"G{settings.G.digits}",
+        score=scorer(settings, images, seen=(settings.features,)),
     )
 
     def iteration():
