@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import wgan_64
 import wgan_64_finetune
 from experiments.resume import equal
 from methods import generative_latent_optimization, mind2mind, minegan
@@ -17,6 +18,7 @@ from transfer import UserError, checkpoints
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.images import grid
+from transfer.plan import Split
 from transfer.shared import Source
 
 METHODS = [generative_latent_optimization, mind2mind, minegan]
@@ -85,6 +87,13 @@ def test_the_miner_learns_and_the_generator_stays(tiny, source):
         f"mapping.{index}.{name}" for index in (0, 2) for name in ("weight", "bias")
     }
     assert any(key.startswith("conv") for key in changed(start.discriminator, end["D"]))
+
+
+def test_without_its_miner_minegan_is_the_transfer(tiny, monkeypatch):
+    monkeypatch.setattr(minegan, "Generator", wgan_64.Generator)
+    plans = {"G": Split(1, 2, 2), "D": Split(1, 2, 2), "learning_rate": 0.01}
+    ends = [newest(script.main(tiny(script, **plans))) for script in (minegan, wgan_64_finetune)]
+    assert all(equal(ends[0][key], ends[1][key]) for key in ("G", "D", "ema", "optimizers", "random"))
 
 
 def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
