@@ -11,7 +11,7 @@ from PIL import Image
 from fid.sets import Set
 from tests.corpus import UNREADABLE, broken_corpus
 from transfer import UserError
-from transfer.augment import Augment, diff_augment, mirror, rotate_and_crop
+from transfer.augment import Augment, diff_augment, jitter, mirror, rotate_and_crop
 from transfer.images import (
     Images,
     Unreadable,
@@ -198,6 +198,52 @@ def test_no_rotation_and_no_crop_is_no_change(faces):
     torch.testing.assert_close(rotate_and_crop(x, 0.0, 1.0), x, atol=1e-5, rtol=0)
 
 
+def test_a_rotation_turns_and_a_crop_enlarges_within_their_bounds_and_nothing_is_empty():
+    """Of an image that holds its own coordinates, the middle tells where each pixel came from."""
+    torch.manual_seed(0)
+    places = (2 * torch.arange(64) + 1) / 64 - 1
+    x = torch.stack([places.expand(64, 64), places.view(64, 1).expand(64, 64), torch.ones(64, 64)])
+    y = rotate_and_crop(x.expand(1000, 3, 64, 64), 15.0, 0.8)
+    assert (y[:, 2] - 1).abs().max() < 1e-5, "what moves in is reflected"
+    middle = y[:, :2, 26:38, 26:38]
+    step = 2 / 64 * 11
+    by_column = (middle[..., -1] - middle[..., 0]).mean(2) / step  # (cos, sin) times the crop's share
+    by_row = (middle[:, :, -1] - middle[:, :, 0]).mean(2) / step  # (-sin, cos) times it
+    torch.testing.assert_close(by_row, torch.stack([-by_column[:, 1], by_column[:, 0]], 1), atol=1e-4, rtol=0)
+    share, angle = by_column.norm(dim=1), torch.atan2(by_column[:, 1], by_column[:, 0]) * 180 / torch.pi
+    assert 0.8 - 1e-4 < share.min() < 0.805 and 0.995 < share.max() < 1 + 1e-4
+    assert -15.01 < angle.min() < -14.5 and 14.5 < angle.max() < 15.01
+    across = middle.mean((2, 3)).abs() / (1 - share).view(-1, 1)
+    away = share < 0.99
+    assert 0.98 < across[away].max() < 1 + 1e-3, "a crop lies anywhere in the image and never beyond it"
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_by_up_to_its_amount():
+    torch.manual_seed(0)
+    grey, coloured = torch.full((3,), -0.3), torch.tensor([0.3, 0.1, -0.1])
+    x = torch.where(torch.arange(64) < 32, grey.view(3, 1, 1), coloured.view(3, 1, 1)).expand(3, 64, 64)
+    y = jitter(x.repeat(1000, 1, 1, 1), 0.2)
+    left, right = y[:, :, 0, 0], y[:, :, 0, 63]
+    brightness = ((left.mean(1) + right.mean(1)) / 2 + 1) / 0.9
+    contrast = (right.mean(1) - left.mean(1)) / 0.4 / brightness
+    saturation = (right[:, 0] - right[:, 2]) / 0.4 / brightness / contrast
+    for factor in (brightness, contrast, saturation):
+        assert 0.8 - 1e-4 < factor.min() < 0.81 and 1.19 < factor.max() < 1.2 + 1e-4
+    assert jitter(x.sign().repeat(100, 1, 1, 1), 0.2).abs().max() == 1, "it stays in its range"
+
+
+@pytest.mark.parametrize("name, strength", [("slight", (5, 0.95, 0.05)), ("strong", (15, 0.8, 0.2))])
+def test_what_slight_and_strong_are(name, strength, monkeypatch):
+    told = []
+    monkeypatch.setattr("transfer.augment.rotate_and_crop", lambda x, *by: told.extend(by) or x)
+    monkeypatch.setattr("transfer.augment.jitter", lambda x, by: told.append(by) or x)
+    torch.manual_seed(0)
+    x = torch.randn(100, 3, 4, 4)
+    seen = Augment(name).real(x)
+    assert tuple(told) == strength
+    assert 30 < (seen == x.flip(3)).flatten(1).all(1).sum() < 70, "mirrored"
+
+
 def test_diffaugment_changes_colours_by_what_its_paper_draws():
     """Left half grey, right half coloured: what becomes of the two tells brightness, saturation, contrast."""
     torch.manual_seed(0)
@@ -247,10 +293,12 @@ def test_diffaugment_lets_gradients_through():
     assert (x.grad != 0).float().mean() > 0.5
 
 
-def test_mirroring_is_its_own_inverse_in_distribution():
-    x = torch.randn(8, 3, 4, 4)
-    for image, original in zip(mirror(x), x, strict=True):
-        assert torch.equal(image, original) or torch.equal(image, original.flip(2))
+def test_half_of_the_images_are_mirrored_and_the_others_stay():
+    torch.manual_seed(0)
+    x = torch.randn(1000, 3, 4, 4)
+    seen = mirror(x)
+    turned, same = ((seen == y).flatten(1).all(1) for y in (x.flip(3), x))
+    assert torch.equal(turned, ~same) and turned.float().mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_grid_shows_the_images_in_their_order():

@@ -262,6 +262,22 @@ def test_a_clip_below_the_source_kernels_is_refused(networks):
         weights.Clip(D, 0.001, carried=True)
 
 
+def test_a_clip_is_held_against_the_largest_kernel_of_the_source_alone(networks):
+    _, D = transferred(networks, (1, 2, 2))
+    with torch.no_grad():
+        D.conv1.weight[0, 0, 0, 0] = -0.0125
+    with pytest.raises(UserError, match=r"clip is 0\.01, and .* kernels up to 0\.0125"):
+        weights.Clip(D, 0.01, carried=True)
+    weights.Clip(D, 0.0126, carried=True)
+    fresh = Named(["reinitialise", *4 * ["finetune"]])
+    D = wgan_64_transferlearning.Discriminator(WIDTH, fresh.discriminator())
+    shared.carry(D, as_source(None, networks[1]), "D")
+    assert D.conv1.weight.abs().max() > 0.01, "random numbers, which the clip brings in"
+    clip = weights.Clip(D, 0.01, carried=True)
+    clip()
+    assert D.conv1.weight.abs().max() <= 0.01
+
+
 def test_the_average_warms_up_and_then_follows_slowly():
     G = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(G.weight)

@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 
@@ -194,7 +193,7 @@ def test_a_run_says_what_it_was_and_with_what(faces, source, tmp_path):
     description = json.loads((run / "settings.json").read_text())
     assert {"settings", "versions", "hardware", "images", "learning"} < description.keys()
     own = sum(tensor.numel() for tensor in learning(_built(source)))
-    assert description["learning"]["optimizer_G"] == own and np.isfinite(own)
+    assert description["learning"]["optimizer_G"] == own
 
 
 def _built(source):

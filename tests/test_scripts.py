@@ -18,7 +18,7 @@ import wgan_gp_64
 from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
 from tests.runs import NAMES, REGULARISED, ROOT, TRANSFERS, tiny
-from transfer import UserError, record, shared
+from transfer import UserError, checkpoints, record, shared
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.images import Images
@@ -97,6 +97,36 @@ def test_pre_training_has_the_optimizers_of_its_paper(name, faces):
         assert {id(each) for each in group["params"]} == {id(each) for each in parts[network].parameters()}
 
 
+class Marked:
+    """An augmentation that shows: real images become 7 throughout, generated ones 9."""
+
+    name = "strong"
+
+    def __init__(self, name):
+        pass
+
+    def real(self, x):
+        return 0 * x + 7
+
+    def fake(self, x):
+        return 0 * x + 9
+
+
+@pytest.mark.parametrize("name", [*NAMES, "methods.minegan"])
+def test_the_critic_sees_no_image_that_is_not_augmented(name, faces, source, tmp_path, monkeypatch):
+    script, settings = tiny(name, faces, source, tmp_path)
+    monkeypatch.setattr(script, "Augment", Marked)
+    iteration, parts = iteration_of(script, settings, Images.load(faces))
+    seen = []
+    parts["D"].conv1.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].flatten(1).mean(1)))
+    iteration()
+    steps, n = settings.critic_steps, settings.batch_size
+    assert seen.count(7) == steps * n and seen.count(9) == (steps + 1) * n
+    between = [float(value) for value in seen if value not in (7, 9)]
+    assert len(between) == (steps * n if name == "wgan_gp_64" else 0)
+    assert all(7 < value < 9 for value in between) and len(set(between)) == len(between), "each its own line"
+
+
 PLANS = {
     "wgan_64_transferlearning": (Split(1, 2, 2), Split(1, 2, 2)),
     "wgan_64_finetune": (Split(0, 0, 5), Split(0, 0, 5)),
@@ -115,6 +145,18 @@ def test_every_transfer_has_its_plan_and_else_the_same_defaults(name):
     same |= {"rescale": "adafm", "frozen_norm": "source", "optimizer": "rmsprop", "augment": "diffaugment"}
     assert same.items() <= settings.items() and (settings["G"], settings["D"]) == PLANS[name]
     assert settings.get("penalty", 10) == 10 and settings.get("loss", "source") == "source"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "methods.minegan"])
+def test_the_average_follows_the_generator_step_by_step(name, faces, source, tmp_path):
+    script, settings = tiny(name, faces, source, tmp_path, save_every=1, learning_rate=0.01)
+    run = script.main(settings)
+    first, second = (checkpoints.load(run / "checkpoints" / f"00000{step}.pt") for step in (1, 2))
+    for key, tensor in second["G"].items():
+        if tensor.is_floating_point():
+            expected = torch.lerp(first["ema"][key], tensor, 1 - 3 / 12)
+            torch.testing.assert_close(second["ema"][key], expected, msg=key)
+    assert any(not torch.equal(second["ema"][key], tensor) for key, tensor in second["G"].items())
 
 
 def test_the_settings_of_every_script_have_the_same_names():

@@ -88,6 +88,22 @@ def test_the_first_step_of_the_corrected_optimizer_is_the_learning_rate():
     assert steps["rmsprop"] == pytest.approx(1e-2, rel=1e-3)
 
 
+def test_the_corrected_optimizer_is_the_other_with_its_mean_square_corrected():
+    """By 1 - 0.99^t, and by nothing else: their steps from the same gradients differ by its root."""
+    torch.manual_seed(0)
+    steps, gradients = {}, torch.randn(5, 4, 4)
+    for name in ("rmsprop", "adam"):
+        layer = torch.nn.Linear(4, 4, bias=False).double()
+        taught, steps[name] = optimizer(name, layer, 1e-3), []
+        for gradient in gradients.double():
+            before = layer.weight.detach().clone()
+            layer.weight.grad = gradient
+            taught.step()
+            steps[name].append(layer.weight.detach() - before)
+    for t, (before, corrected) in enumerate(zip(*steps.values(), strict=True), 1):
+        torch.testing.assert_close(corrected, before * (1 - 0.99**t) ** 0.5, rtol=1e-5, atol=1e-9)
+
+
 def test_a_generator_of_several_kinds_is_sampled_through_a_function(faces, tmp_path):
     source = as_source(wgan_64.Generator(4, 4))
     G = wgan_64.Generator(4, 4)
