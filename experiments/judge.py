@@ -124,7 +124,7 @@ def answers(found: list[Section]) -> list[tuple[str, list[str]]]:
     """What the dissertation makes one ask, and what the tables answer, budget by budget."""
     parts = {section.table.key: section.parts for section in found}
     alone, league, scratch = (parts.get(key, []) for key in ("table_11", "league", "from_scratch"))
-    defaults = ("table_2", "frozen_norm", "learning_rate", "batch_size", "moving_average")
+    defaults = ("table_2", "frozen_norm", "learning_rate", "batch_size", "moving_average", "optimizer")
     result = {
         "Does D(1,2,2), G(1,2,2) win, as in the dissertation?": stands(alone, "wgan_64_transferlearning"),
         "Does scale and shift everywhere lose, as in the dissertation?": stands(alone, "wgan_64_scale_shift"),

@@ -199,6 +199,10 @@ def test_the_plan_shows_every_layer_of_any_network(house):
         2 * split.rescale,
     ]
     assert ("first" in text) == hasattr(G, "first")
+    shown = [line.split()[-2:] for line in text.splitlines() if line.startswith("G") and " all " not in line]
+    sums = [sum(int(row[column].replace(",", "")) for row in shown) for column in (0, 1)]
+    assert sums[1] == sum(parameter.numel() for parameter in G.parameters()), "nothing is left out"
+    assert sums[0] == sum(parameter.numel() for parameter in weights.learning(G))
     total = sum(parameter.numel() for parameter in G.parameters())
     assert f"{total:,}" in text
 

@@ -139,8 +139,8 @@ def _start(model: Source, source: Source, name: str) -> dict[str, Tensor]:
     """What a run of the model's script began with; what belongs to no layer counts from zero."""
     network = drawing.untrained(model, name)
     carry(network, source, name)
-    for part in others_of(network).values():
-        for parameter in part.parameters():
+    for parameters in others_of(network).values():
+        for parameter in parameters:
             parameter.data.zero_()
     return network.state_dict()
 

@@ -226,7 +226,7 @@ def stages(network: nn.Module) -> list[nn.Module]:
     """forward of a generator or a critic as one network for each layer, which share its tensors.
 
     Each but the first begins with its convolution and ends before the next one: one after the other they are
-    forward. For networks in which a layer reads the layer before it and nothing else.
+    forward. It is for networks in which a layer reads the one before it and nothing else.
     """
     graphs, copies = [fx.Graph()], {}
     begins = {layer.name for layer in layers_of(network)[1:]}

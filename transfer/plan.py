@@ -153,14 +153,15 @@ def layers_of(network: nn.Module) -> list[Layer]:
     return found
 
 
-def others_of(network: nn.Module) -> dict[str, nn.Module]:
-    """What of a network belongs to no layer, such as a miner before the first: its parts by their names."""
-    return {
-        name: module
-        for name, module in network.named_children()
-        if not any(hasattr(part, "policy") for part in module.modules())
-        and any(True for _ in module.parameters())
-    }
+def others_of(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters that belong to no layer, such as a miner's before the first, by where they are."""
+    layers = [module for module in network.modules() if hasattr(module, "policy")]
+    own = {id(parameter) for module in layers for parameter in module.parameters()}
+    found: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if id(parameter) not in own:
+            found.setdefault(name.partition(".")[0], []).append(parameter)
+    return found
 
 
 def table(**networks: nn.Module) -> str:
@@ -170,9 +171,9 @@ def table(**networks: nn.Module) -> str:
     """
     rows = [("", "layer", "kernel", "policy", "learning", "of")]
     for title, network in networks.items():
-        for name, shape, policy, *modules in _rows(network):
-            rows.append((title, name, shape, policy, *_counts(*modules)))
-        rows.append((title, "all", "", "", *_counts(network)))
+        for name, shape, policy, parameters in _rows(network):
+            rows.append((title, name, shape, policy, *_counts(parameters)))
+        rows.append((title, "all", "", "", *_counts(network.parameters())))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pads = (str.ljust, str.rjust, str.ljust, str.ljust, str.rjust, str.rjust)
     return "\n".join(
@@ -181,17 +182,19 @@ def table(**networks: nn.Module) -> str:
     )
 
 
-def _rows(network: nn.Module) -> Iterator[tuple]:
-    """The name, the kernel's shape, the policy and the modules of what a network is made of."""
-    for name, module in others_of(network).items():
-        yield name, "", "finetune", module
+def _rows(network: nn.Module) -> Iterator[tuple[str, str, str, list[nn.Parameter]]]:
+    """The name, the kernel's shape, the policy and the parameters of what a network is made of."""
+    for name, parameters in others_of(network).items():
+        learns = any(parameter.requires_grad for parameter in parameters)
+        yield name, "", "finetune" if learns else "freeze", parameters
     for number, layer in enumerate(layers_of(network), 1):
         shape = " x ".join(map(str, layer.kernel.weight.shape))
-        yield str(number), shape, layer.kernel.policy.name, layer.kernel, *filter(None, [layer.norm])
+        parts = [layer.kernel] if layer.norm is None else [layer.kernel, layer.norm]
+        parameters = [parameter for part in parts for parameter in part.parameters()]
+        yield str(number), shape, layer.kernel.policy.name, parameters
 
 
-def _counts(*modules: nn.Module) -> tuple[str, str]:
+def _counts(parameters: Iterable[nn.Parameter]) -> tuple[str, str]:
     """How many numbers learn, and how many there are."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return f"{learning:,}", f"{sum(parameter.numel() for parameter in parameters):,}"
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    return f"{sum(size for size, learns in sizes if learns):,}", f"{sum(size for size, _ in sizes):,}"
