@@ -44,6 +44,8 @@ def named(names: tuple[str, ...]) -> list[Table]:
     known = {table.key: table for table in TABLES}
     if names == ("all",):
         return [table for table in TABLES if not table.pretraining]
+    if {"all", "report"} & set(names):
+        raise UserError(f"{' '.join(names)}: give all or report alone, or the names of tables")
     wrong = [name for name in names if name not in known]
     if wrong or not names:
         given = wrong[0] if wrong else "nothing"

@@ -503,11 +503,24 @@ def test_a_new_setting_orphans_no_result(monkeypatch, default, before):
         assert with_more == as_it_is and runs_.identity(row, 0, Budget()) == name
     else:  # today's runs do what the old ones did not
         assert not any(map(sum, with_more[0])) and runs_.identity(row, 0, Budget()) != name
+        as_before = dataclasses.replace(row, settings={**row.settings, "added": before})
+        assert len(selection.lines_of(as_before, lines.read("run"))) == as_it_is[0][1][0] > 0
+
+
+def test_every_setting_that_a_line_tells_of_is_there_today():
+    """One that is gone or renamed would be passed over, and its lines taken for the new default's."""
+    for line in lines.read("run") + lines.read("superseded"):
+        assert line["settings"].keys() <= runs_.module(line["script"]).Settings.__dataclass_fields__.keys()
 
 
 @pytest.mark.parametrize(
     "words, said",
-    [((), "nothing is not a table"), (("table_3",), "table_3"), (("table_1", "table_7"), "alone")],
+    [
+        ((), "nothing is not a table"),
+        (("table_3",), "table_3"),
+        (("table_1", "table_7"), "alone"),
+        (("all", "table_7"), "alone"),
+    ],
 )
 def test_tables_are_called_by_name(words, said):
     assert [table.key for table in commands.named(("table_7", "league"))] == ["table_7", "league"]

@@ -81,7 +81,10 @@ def _plan_rule(info: Any) -> Any:
 
 @dataclass(frozen=True)
 class Before:
-    """Annotated[type, Before(value)]: what runs did from before the setting existed, if not its default."""
+    """Annotated[type, Before(value)]: what runs did from before the setting existed, if not its default.
+
+    A default that changes needs one too: results from before the setting still mean the old one.
+    """
 
     value: Any
 
