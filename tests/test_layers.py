@@ -157,6 +157,33 @@ def test_the_kernels_are_those_of_the_papers(policy):
     torch.testing.assert_close(up(x), up_)
 
 
+def test_a_slice_without_variation_can_be_normalised():
+    layer = Conv(3, 5, 4, 2, 1, POLICIES["normalised_adafm"]())
+    with torch.no_grad():
+        layer.weight[0, 0] = 0.25  # whose mean is exact
+    layer.start()
+    assert torch.equal(layer.kernel(), layer.weight)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
+def test_a_layers_bias_learns_where_its_kernel_does(policy):
+    """A critic with a gradient penalty has biases, and a frozen layer's is frozen too."""
+    layer = Conv(3, 5, 4, 2, 1, policy(), bias=True)
+    assert layer.bias.requires_grad == layer.weight.requires_grad == ("weight" in policy.learns)
+
+
+def test_networks_start_as_dcgan_does():
+    torch.manual_seed(0)
+    for network in (wgan_64.Generator(), wgan_64.Discriminator()):
+        for layer in layers_of(network):
+            assert layer.kernel.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert abs(layer.kernel.weight.mean().item()) < 1e-3
+            if layer.norm is not None:
+                assert layer.norm.weight.std().item() == pytest.approx(0.02, rel=0.3)
+                assert layer.norm.weight.mean().item() == pytest.approx(1, abs=0.01)
+                assert not layer.norm.bias.any()
+
+
 def test_what_batch_normalisation_cancels_is_not_taught(networks):
     G, D = transferred(networks, (0, 5, 0), "filter_selection")
     for network in (G, D):

@@ -40,6 +40,7 @@ def test_nothing_but_a_split_is_a_split(counts):
     except UserError:
         return
     assert len(split) == 3 and min(split) >= 0 and split.layers == sum(split) > 0
+    assert not any(isinstance(count, (bool, float)) for count in counts), "neither counts anything"
 
 
 def test_the_critic_is_frozen_on_the_image_side_and_the_generator_too():

@@ -84,6 +84,19 @@ def test_fisher_information_is_the_mean_square_of_single_gradients_over_its_mean
     assert np.allclose(found.numpy(), squares / squares.mean(), rtol=1e-5)
 
 
+def test_fisher_information_is_of_the_networks_that_are_sampled_and_leaves_them(carried):
+    """That is with running statistics: an image alone has no batch to be normalised with."""
+    G, D = carried
+    found = []
+    for _ in range(2):
+        before = {key: tensor.clone() for key, tensor in G.state_dict().items()}
+        torch.manual_seed(0)
+        found.append(fisher(G, D, 4))
+        assert all(torch.equal(tensor, before[key]) for key, tensor in G.state_dict().items()) and G.training
+        G.norm2.running_var *= torch.rand(len(G.norm2.running_var)) + 0.5
+    assert not all(map(torch.equal, *found))
+
+
 def test_ewc_weighs_the_squares_by_fisher_information(carried):
     G, D = carried
     start = [tensor.detach().numpy().copy() for tensor in learning(G)]
@@ -181,17 +194,28 @@ def test_a_weight_of_0_costs_nothing(carried, faces):
     assert terms == [0.0] * 5 and torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("aside, direction", [(1.0, -1), (0.8, -1), (0.2, 1), (0.0, 1)])
+@pytest.mark.parametrize("aside, direction", [(1.0, -1), (0.55, -1), (0.45, 1), (0.0, 1)])
 def test_augmentation_becomes_rarer_or_more_frequent_with_r_v(faces, aside, direction):
     """Real images score 1 and generated ones 0, so r_v is 1 - aside, and 0.5 is where the direction turns."""
     adaptive = Adaptive(Augment("diffaugment"), Images.load(faces))
     adaptive.p.fill_(0.5)
     for _ in range(10):
         adaptive.update(lambda x: torch.full((len(x),), aside), torch.ones(4), torch.zeros(4))
-    assert adaptive.p.item() == pytest.approx(0.5 + direction * 10 * Adaptive.STEP)
+    assert adaptive.p.item() == pytest.approx(0.5 + direction * 10 * 1e-3)
     adaptive.p.fill_(1 if direction > 0 else 0)
     adaptive.update(lambda x: torch.full((len(x),), aside), torch.ones(4), torch.zeros(4))
     assert adaptive.p.item() == (1 if direction > 0 else 0)
+
+
+def test_what_decides_is_an_average_of_scores_over_ten_steps_or_so(faces):
+    adaptive, random = Adaptive(Augment("none"), Images.load(faces)), np.random.default_rng(0)
+    average = np.zeros(3)
+    for _ in range(20):
+        now = random.normal([1, 0.7, 0], 0.5)
+        average = 0.9 * average + 0.1 * now
+        real, aside, fake = (torch.full((4,), value) for value in now)
+        adaptive.update(lambda x, aside=aside: aside, real, fake)
+    assert np.allclose(adaptive.scores.numpy(), average, rtol=1e-5)
 
 
 def test_the_share_of_augmented_images_is_the_probability(faces):
