@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,6 +19,7 @@ from safetensors import safe_open
 from experiments import lines, strip
 from experiments.tables import Row, Table
 from transfer.checkpoints import Checkpoints
+from transfer.drawing import script as module
 from transfer.folder import LATEST, versions
 from transfer.settings import Extractor, complete, plain, unsaid
 
@@ -64,11 +63,6 @@ def chosen(row: Row) -> dict[str, Any]:
     """
     fields = module(row.script).Settings.__dataclass_fields__
     return ({"frozen_norm": "batch"} if "frozen_norm" in fields else {}) | row.settings
-
-
-def module(script: str) -> ModuleType:
-    """A script by its name: at the top level, or one of the methods."""
-    return importlib.import_module(script if (ROOT / f"{script}.py").exists() else f"methods.{script}")
 
 
 def settings_of(row: Row, seed: int, budget: Budget) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.runs import IGNORED, chosen, module, told
@@ -26,12 +26,7 @@ class Spent:
 
     def beside(self, other: Spent) -> bool:
         """Whether other is the same, its source apart."""
-        return (self.much, self.images, self.reference, self.extractor) == (
-            other.much,
-            other.images,
-            other.reference,
-            other.extractor,
-        )
+        return replace(self, source=None) == replace(other, source=None)
 
 
 def lines_of(row: Row, found: Lines) -> Lines:
