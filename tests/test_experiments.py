@@ -60,6 +60,7 @@ def test_the_readme_tells_what_was_measured():
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
     league, scratch = parts["league"].runs, parts["from_scratch"].runs
     plans = {
+        "a critic that sees, `methods.projected_critic`": league["a critic that sees (Projected GAN)"],
         "G(0, 0, 5) D(2, 0, 3)": league["D(2, 0, 3), G(0, 0, 5), the source's statistics"],
         "fine-tune every layer": league["Model fine-tuning"],
         "the combination, G(1, 2, 2) D(1, 2, 2)": league["Combination-D(1,2,2), G(1,2,2)"],
