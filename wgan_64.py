@@ -8,12 +8,10 @@ source_domain/.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from transfer.settings import (
     Augmentation,
     Batch,
-    Before,
     Count,
     Decay,
     Extractor,
@@ -34,7 +32,7 @@ class Settings:
     iterations: Count = 20_000  # generator updates
     batch_size: Batch = 64  # images a step, real and generated each
     critic_steps: Count = 5  # critic updates before each generator update
-    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    optimizer: Optimizer = "rmsprop"  # adam: its first steps corrected
     learning_rate: Positive = 5e-5  # of the optimizer, for both networks
     clip: Positive = 0.01  # the critic's weights stay in [-clip, clip]
     augment: Augmentation = "flip"  # of the real images, or diffaugment of real and generated

@@ -9,14 +9,12 @@ D(0, 5, 0). Writes samples and checkpoints to a new folder in target_domain/.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from transfer.plan import Plan, Split
 from transfer.policies import FrozenNorm, Rescale
 from transfer.settings import (
     Augmentation,
     Batch,
-    Before,
     Count,
     Decay,
     Extractor,
@@ -43,7 +41,7 @@ class Settings:
     iterations: Count = 1_000  # generator updates; the dissertation's 20,000 is one flag away
     batch_size: Batch = 16  # images a step, real and generated each
     critic_steps: Count = 5  # critic updates before each generator update
-    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    optimizer: Optimizer = "rmsprop"  # adam: its first steps corrected
     learning_rate: Positive = 2e-4  # of the optimizer, for both networks
     loss: Loss = "source"  # wgan or wgan_gp: weight clipping or a gradient penalty; the source's unless given
     clip: Positive = 0.01  # wgan: the critic's effective kernels stay in [-clip, clip]

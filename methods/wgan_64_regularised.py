@@ -9,14 +9,12 @@ and checkpoints to a new folder in target_domain/.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from transfer.plan import Plan, Split
 from transfer.policies import FrozenNorm, Rescale
 from transfer.settings import (
     Augmentation,
     Batch,
-    Before,
     Count,
     Decay,
     Extractor,
@@ -43,7 +41,7 @@ class Settings:
     iterations: Count = 1_000  # generator updates; the dissertation's 20,000 is one flag away
     batch_size: Batch = 16  # images a step, real and generated each
     critic_steps: Count = 5  # critic updates before each generator update
-    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    optimizer: Optimizer = "rmsprop"  # adam: its first steps corrected
     learning_rate: Positive = 2e-4  # of the optimizer, for both networks
     clip: Positive = 0.01  # the critic's effective kernels stay in [-clip, clip]
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
