@@ -38,7 +38,7 @@ class Settings:
     bootstrap: int = 0  # resampled sets that 95 % intervals come from
     seed: int = 0
     json: bool = False  # print one line of JSON instead of a table
-    nearest: Path | None = None  # a PNG to write: the closest generated and real images, a .csv of all beside
+    nearest: Path | None = Path("nearest_pairs.png")  # to write: the closest pairs, and a .csv of all
     save: Path | None = None  # a .npz to write: the statistics of IMAGES
     device: str | None = None  # cuda where there is a GPU, else cpu
     cache: Path | None = (
@@ -52,7 +52,7 @@ def main(settings: Settings) -> None:
     Raises:
         UserError: when the settings do not fit each other, or what they name cannot be used.
     """
-    sets, size = _sets(settings), settings.size
+    sets, size, seen = _sets(settings), settings.size, ()
     from fid import extractors, generator, metrics, statistics
     from fid.scores import score
     from fid.sets import Set
@@ -65,12 +65,13 @@ def main(settings: Settings) -> None:
         return print(f"the statistics of {len(features.rows)} images are in {settings.save}")
     if settings.model is not None:
         source, size = Source.read(settings.model), size or SIDE
+        seen = (source.settings.get("features"),)  # what the critic saw through, where it did
         drawn = generator.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
         sets = (drawn, *sets)
         if settings.keep:
             generator.keep(drawn, GENERATED)
     chosen = {name: getattr(settings, name) for name in ("seed", "bootstrap", "cache", "nearest")}
-    scores = score(*sets, extractor=extractor, size=size, **chosen)
+    scores = score(*sets, extractor=extractor, size=size, seen=seen, **chosen)
     for name, reason in scores.left_out.items():
         print(f"left out: {name!r} ({reason})", file=sys.stderr)
     print(json.dumps(scores.as_dict()) if settings.json else scores.table())

@@ -85,7 +85,7 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """The features (N, dimension), float32, of pixels (N, 3, H, W), uint8."""
-        with _float32(self.device):
+        with float32(self.device):
             return self.network(pixels.to(self.device).float().div_(255))
 
     def maps(self, x: Tensor, size: int | None = None) -> list[Tensor]:
@@ -107,7 +107,7 @@ class Extractor:
 
 
 @contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
+def float32(device: torch.device) -> Iterator[None]:
     """float32 all through, whatever precision a training around it has chosen."""
     backends = torch.backends
     kinds = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fid import metrics, statistics
 from fid.extractors import Extractor, load
-from fid.memorisation import Memorisation, memorisation, write
+from fid.memorisation import Memorisation, memorisation, thumbnailer, write
 from fid.metrics import Gaussian
-from fid.sets import Set, Source
+from fid.sets import Given, Set
 from fid.statistics import Features
+from transfer import UserError
+from transfer.images import Images
 
 FEW = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
 
@@ -98,8 +104,9 @@ class Scores:
     def as_dict(self) -> dict[str, Any]:
         """The scores for a line of JSON: those against the real images at the top, `heldout` beside them."""
         found = {key: value for key, value in vars(self).items() if key != "training"}
-        report = vars(self.memorisation) if self.memorisation else {}
-        found["memorisation"] = {k: v for k, v in report.items() if k not in ("nearest", "distance")}
+        report = self.memorisation
+        shown = (each.name for each in fields(Memorisation) if each.repr)  # no numbers of single images
+        found["memorisation"] = {name: getattr(report, name) for name in shown} if report else {}
         found["heldout"] = self.heldout and asdict(self.heldout)
         return asdict(self.training) | found
 
@@ -111,9 +118,9 @@ def _text(value: Any) -> str:
 
 
 def score(
-    generated: Source,
-    real: Source,
-    reference: Source | None = None,
+    generated: Given,
+    real: Given,
+    reference: Given | None = None,
     *,
     extractor: str | Extractor = "inception",
     weights: Path | None = None,
@@ -123,6 +130,7 @@ def score(
     device: str | None = None,
     cache: Path | None = None,
     nearest: Path | None = None,
+    seen: Collection[str] = (),
 ) -> Scores:
     """Score generated images against real ones and, where given, against held-out ones (`reference`).
 
@@ -131,13 +139,14 @@ def score(
     and no global random state is touched.
 
     Args:
-        extractor: "inception", "efficientnet_lite0", or one from fid.load.
+        extractor: the name of one, see fid.load, or one from there.
         weights: a file with other weights for it, whose hash goes into its name.
         size: bring every image's centre square to size x size first, as training does.
         seed: of KID's subsets and the bootstrap.
         bootstrap: how many resampled sets the intervals come from; 0 for no intervals.
         cache: where the features of real and held-out images are kept, if not in statistics.default_cache().
-        nearest: a PNG to write, see memorisation.write.
+        nearest: a PNG to write, see memorisation.write; a note says where it is, or why it is not.
+        seen: the names of the networks that training saw through: a note says so if one is the extractor.
 
     Raises:
         UserError: when a set has fewer than two readable images, or an extractor cannot be had.
@@ -145,25 +154,31 @@ def score(
     if not isinstance(extractor, Extractor):
         extractor = load(extractor, weights, device)
 
-    def measured(source: Source, title: str) -> Features | Gaussian:
-        if statistics.is_statistics(source):
-            return statistics.read(Path(source), extractor)
-        images = Set.of(source, title, size)
-        return (
-            statistics.extract(images, extractor)
-            if source is generated
-            else statistics.cached(images, extractor, cache)
-        )
+    def measured(given: Given, title: str) -> Features | Gaussian:
+        if statistics.is_statistics(given):
+            return statistics.read(Path(given), extractor)
+        return features(Set.of(given, title, size), extractor, given is generated)
+
+    def features(images: Set, extractor: Extractor, drawn: bool) -> Features:
+        return statistics.extract(images, extractor) if drawn else statistics.cached(images, extractor, cache)
 
     made, training = measured(generated, "the generated images"), measured(real, "the real images")
     heldout = None if reference is None else measured(reference, "the held-out images")
-    x, y, h = (found.values if isinstance(found, Features) else None for found in (made, training, heldout))
-    report = memorisation(x, y, h) if x is not None and y is not None else None
-    if report and nearest is not None:
-        write(Path(nearest), report, made, training)
+    found = (made, training, heldout)
+    sets = [each for each in found if isinstance(each, Features)]
+    x, y, h = (each.values if isinstance(each, Features) else None for each in found)
+    notes, report = [], None
+    if x is not None and y is not None:
+        small = thumbnailer(extractor.device)
+        thumbnails = [
+            features(each.images, small, each is made).values if isinstance(each, Features) else None
+            for each in found
+        ]
+        report = memorisation((x, y, h), tuple(thumbnails))
+        if nearest is not None:
+            notes.append(_written(Path(nearest), report, made, training))
     classes = extractor.classifier if x is not None else None
-    sides = [_compare(made, found, seed, bootstrap) for found in (training, heldout) if found is not None]
-    sets = [found for found in (made, training, heldout) if isinstance(found, Features)]
+    sides = [_compare(made, each, seed, bootstrap) for each in (training, heldout) if each is not None]
     n = made.n if x is None else len(x)
     return Scores(
         training=sides[0],
@@ -177,9 +192,34 @@ def score(
         resize=extractor.resize if size is None else f"centre square {size}, {extractor.resize}",
         n_generated=n,
         seed=seed,
-        notes=_notes([n, *(side.n_real for side in sides)], {found.shape for found in sets}),
+        notes=(
+            *_seen(extractor, seen),
+            *_notes([n, *(side.n_real for side in sides)], {each.shape for each in sets}),
+            *notes,
+        ),
         left_out={f"{s.images.title}: {name}": reason for s in sets for name, reason in s.left_out.items()},
     )
+
+
+def scorer(
+    extractor: str,
+    images: Images,
+    reference: Given | None,
+    seed: int,
+    device: str | torch.device,
+    seen: Collection[str] = (),
+) -> Callable[[Tensor], Scores]:
+    """What a run scores itself with: pixels (n, 3, H, W), uint8 -> their Scores.
+
+    They are scored against images and, where given, reference, all at the images' size; the other arguments
+    are those of score. The extractor is loaded here, so that one that cannot be had ends a run before it
+    begins.
+
+    Raises:
+        UserError: when the extractor cannot be had.
+    """
+    network, size = load(extractor, device=str(device)), images.pixels.shape[-1]
+    return lambda pixels: score(pixels, images, reference, extractor=network, size=size, seed=seed, seen=seen)
 
 
 def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bootstrap: int) -> Comparison:
@@ -191,6 +231,20 @@ def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bo
     kid, mean, std = metrics.kid(x, y, seed)
     intervals = metrics.bootstrap(x, y, fid, kid, bootstrap, seed) if bootstrap else (None, None)
     return Comparison(fid, kid, mean, std, *metrics.neighbourhoods(x, y), *intervals, b.n)
+
+
+def _seen(extractor: Extractor, seen: Collection[str]) -> list[str]:
+    name = extractor.name.partition("-")[0]
+    sentence = f"training saw through {name} itself, so these scores say little: take another extractor"
+    return [sentence] if name in seen else []
+
+
+def _written(path: Path, report: Memorisation, made: Features, training: Features) -> str:
+    """Write the closest pairs, and say where; a full disk or a folder that is not ours costs no scores."""
+    try:
+        return f"the closest pairs are in {write(path, report, made, training)}"
+    except UserError as error:
+        return str(error)
 
 
 def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transfer import UserError
 from transfer.images import Images, Unreadable, find, square, to_uint8
 
-Source = Path | str | Images | Tensor
+Given = Path | str | Images | Tensor  # what a set of images can be given as
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Set:
     digest: Callable[[], str]
 
     @classmethod
-    def of(cls, source: Source, title: str, size: int | None = None) -> Set:
+    def of(cls, given: Given, title: str, size: int | None = None) -> Set:
         """A folder, a zip, loaded Images, or a tensor (N, 3, H, W), uint8 or floats in [-1, 1].
 
         size: each image's centre square is brought to size x size, as for training; None leaves it as it is.
@@ -43,11 +43,11 @@ class Set:
         Raises:
             UserError: when there is no image, or the tensor is none of images.
         """
-        if isinstance(source, Path | str):
-            return _of_files(Path(source), size)
-        if isinstance(source, Images):
-            return _of_pixels(source.pixels, source.names, title, size)
-        return _of_pixels(source, tuple(map(str, range(len(source)))), title, size)
+        if isinstance(given, Path | str):
+            return _of_files(Path(given), size)
+        if isinstance(given, Images):
+            return _of_pixels(given.pixels, given.names, title, size)
+        return _of_pixels(given, tuple(map(str, range(len(given)))), title, size)
 
 
 def _of_files(path: Path, size: int | None) -> Set:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ class Source:
     width: int
     extra: dict[str, Tensor] | None = None  # the heads of a critic that sees through a network
     policies: tuple[Policy, ...] = FROM_SCRATCH  # of the generator's layers, when it has been transferred
+    settings: dict[str, Any] = field(default_factory=dict)  # of the run that trained them, where known
 
     @classmethod
     def read(cls, path: Path) -> Source:
@@ -137,14 +138,23 @@ class Source:
             raise UserError(
                 f"{path} holds other networks than this project's: train one with wgan_64.py"
             ) from None
-        policies = _policies(networks.get("settings", {}))
+        settings = networks.get("settings", {})
+        policies = _policies(settings)
         modulated = [f"conv{index}.gamma" in networks["ema"] for index in range(1, LAYERS + 1)]
         if modulated != [policy.modulation is not None for policy in policies]:
             raise UserError(
                 f"{path} does not say under which policies its generator was trained: give the run's folder,"
                 " or share it anew with python -m transfer"
             )
-        return cls(networks["ema"], networks["D"], latent, eight_widths // 8, networks.get("heads"), policies)
+        return cls(
+            networks["ema"],
+            networks["D"],
+            latent,
+            eight_widths // 8,
+            networks.get("heads"),
+            policies,
+            settings,
+        )
 
 
 def _policies(settings: dict[str, Any]) -> tuple[Policy, ...]:
