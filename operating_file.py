@@ -341,7 +341,7 @@ def _in_use(run: Path) -> bool:
 
 
 def _generated(folder: Path) -> tuple[list[list[Path]], dict[str, str]]:
-    """The images that fid/generator.py's marker lists, then the marker; and why the other entries stay."""
+    """The images that transfer/drawing.py's marker lists, then the marker; and why the other entries stay."""
     marker = folder / MARKER
     content = _json(marker)
     known = isinstance(content, list)

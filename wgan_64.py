@@ -7,10 +7,23 @@ source_domain/.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Before,
+    Count,
+    Decay,
+    Extractor,
+    Optimizer,
+    Positive,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -18,23 +31,24 @@ class Settings:
     """Edit these constants, or override any of them on the command line."""
 
     images: Path = Path("train_images/source_domain")  # the source domain: a folder or a zip
-    iterations: int = 20_000  # generator updates
-    batch_size: int = 64  # images a step, real and generated each
-    critic_steps: int = 5  # critic updates before each generator update
-    learning_rate: float = 5e-5  # of RMSprop, for both networks
-    clip: float = 0.01  # the critic's weights stay in [-clip, clip]
+    iterations: Count = 20_000  # generator updates
+    batch_size: Batch = 64  # images a step, real and generated each
+    critic_steps: Count = 5  # critic updates before each generator update
+    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    learning_rate: Positive = 5e-5  # of the optimizer, for both networks
+    clip: Positive = 0.01  # the critic's weights stay in [-clip, clip]
     augment: Augmentation = "flip"  # of the real images, or diffaugment of real and generated
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    latent: int = 100  # numbers a latent z
-    width: int = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
-    seed: int = 0
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    latent: Count = 100  # numbers a latent z
+    width: Count = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 500
-    save_every: int = 1000
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 500
+    save_every: Count = 1000
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -48,21 +62,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fid import scorer
 from transfer.augment import Augment
 from transfer.engine import captured, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import FROM_SCRATCH, table
+from transfer.plan import table
+from transfer.policies import FINETUNE
 from transfer.record import Run
-from transfer.weights import Average, clip_, learning
+from transfer.weights import Average, Clip, learning, optimizer
 
 
 class Generator(nn.Module):
     """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
 
-    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
         super().__init__()
-        self.latent = latent
+        self.arguments = {"latent": latent, "width": width}
         p1, p2, p3, p4, p5 = policies
         self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
         self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
@@ -80,15 +96,20 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
+    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers.
 
-    def __init__(self, width=64, policies=FROM_SCRATCH):
+    Without norm it has no batch normalisation, and biases in the place of its shifts: WGAN-GP's critic.
+    """
+
+    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True):
         super().__init__()
+        self.arguments = {"width": width, "norm": norm}
+        bias, Norm_ = not norm, Norm if norm else nn.Identity
         p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1)
-        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
-        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
-        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
+        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias)
+        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias), Norm_(2 * width, p2)
+        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias), Norm_(4 * width, p3)
+        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias), Norm_(8 * width, p4)
         self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
 
     def forward(self, x):
@@ -113,26 +134,28 @@ def main(settings: Settings) -> Path | None:
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
-    optimizer_G, optimizer_D = (rmsprop(learning(network)) for network in (G, D))
+    optimizer_G, optimizer_D = (
+        optimizer(settings.optimizer, network, settings.learning_rate) for network in (G, D)
+    )
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    run = Run(settings, __file__, images, parts)
+    clip = Clip(D, settings.clip)
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
+    run = Run(settings, __file__, images, parts, score=scorer(settings, images))
 
     def critic_step():
         real = images.batch(settings.batch_size)
         with torch.no_grad():
-            fake = G(torch.randn(settings.batch_size, settings.latent, device=device))
-        estimate = D(augment.real(real)).mean() - D(augment.fake(fake)).mean()
+            fake = generate(torch.randn(settings.batch_size, settings.latent, device=device))
+        estimate = judge(augment.real(real)).mean() - judge(augment.fake(fake)).mean()
         optimizer_D.zero_grad()
         (-estimate).backward(inputs=learning(D))
         optimizer_D.step()
-        clip_(D, settings.clip)
+        clip()
         return estimate.detach()
 
     def generator_step():
         z = torch.randn(settings.batch_size, settings.latent, device=device)
-        loss = -D(augment.fake(G(z))).mean()
+        loss = -judge(augment.fake(generate(z))).mean()
         optimizer_G.zero_grad()
         loss.backward(inputs=learning(G))
         optimizer_G.step()

@@ -7,11 +7,26 @@ and checkpoints to a new folder in target_domain/.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from transfer.plan import FrozenNorm, Plan, Rescale, Split
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.plan import Plan, Split
+from transfer.policies import FrozenNorm, Rescale
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Before,
+    Count,
+    Decay,
+    Extractor,
+    Loss,
+    Optimizer,
+    Positive,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -24,21 +39,24 @@ class Settings:
     D: Plan = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
-    iterations: int = 2_000  # generator updates; the dissertation's 20,000 is one flag away
-    batch_size: int = 16  # images a step, real and generated each
-    critic_steps: int = 5  # critic updates before each generator update
-    learning_rate: float = 2e-4  # of RMSprop, for both networks
-    clip: float = 0.01  # the critic's effective kernels stay in [-clip, clip]
+    iterations: Count = 2_000  # generator updates; the dissertation's 20,000 is one flag away
+    batch_size: Batch = 16  # images a step, real and generated each
+    critic_steps: Count = 5  # critic updates before each generator update
+    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    learning_rate: Positive = 2e-4  # of the optimizer, for both networks
+    loss: Loss = "source"  # wgan or wgan_gp: weight clipping or a gradient penalty; the source's unless given
+    clip: Positive = 0.01  # wgan: the critic's effective kernels stay in [-clip, clip]
+    penalty: Positive = 10.0  # wgan_gp: weight of (|gradient of the critic at x| - 1)^2
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    seed: int = 0
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 100
-    save_every: int = 1000
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 100
+    save_every: Count = 1000
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -48,25 +66,31 @@ class Settings:
 if __name__ == "__main__":
     settings = command_line(Settings)  # before torch is loaded, so that a wrong value is answered at once
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fid import scorer
 from transfer.augment import Augment
 from transfer.engine import Reals, captured, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import FROM_SCRATCH, table
+from transfer.plan import table
+from transfer.policies import FINETUNE
 from transfer.record import Run
-from transfer.weights import Average, Source, carry, clip_, learning, set_clip
+from transfer.shared import Source, carry
+from transfer.weights import Average, Clip, check_learning, learning, optimizer
+from wgan_gp_64 import gradient_penalty, score_gradient
 
 
 class Generator(nn.Module):
     """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
 
-    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
         super().__init__()
-        self.latent = latent
+        self.arguments = {"latent": latent, "width": width}
         p1, p2, p3, p4, p5 = policies
         self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
         self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
@@ -84,15 +108,20 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers."""
+    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers.
 
-    def __init__(self, width=64, policies=FROM_SCRATCH):
+    Without norm it has no batch normalisation, and biases in the place of its shifts: WGAN-GP's critic.
+    """
+
+    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True):
         super().__init__()
+        self.arguments = {"width": width, "norm": norm}
+        bias, Norm_ = not norm, Norm if norm else nn.Identity
         p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1)
-        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2), Norm(2 * width, p2)
-        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3), Norm(4 * width, p3)
-        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4), Norm(8 * width, p4)
+        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias)
+        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias), Norm_(2 * width, p2)
+        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias), Norm_(4 * width, p3)
+        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias), Norm_(8 * width, p4)
         self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
 
     def forward(self, x):
@@ -112,37 +141,49 @@ def main(settings: Settings) -> Path | None:
     policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
     policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
     G = Generator(source.latent, source.width, policies_G).to(device, memory_format=torch.channels_last)
-    D = Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
-    carry(G, source.generator, "G")
-    carry(D, source.discriminator, "D")
-    set_clip(D, settings.clip)
+    D = Discriminator(source.width, policies_D, source.norm).to(device, memory_format=torch.channels_last)
+    carry(G, source, "G")
+    carry(D, source, "D")
+    check_learning(G, D)
+    gp = (source.loss if settings.loss == "source" else settings.loss) == "wgan_gp"
+    clip = None if gp else Clip(D, settings.clip, carried=True)
     images = Images.load(settings.images, device)
-    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
+    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, WGAN{'-GP' * gp}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
-    optimizer_G, optimizer_D = (rmsprop([{"params": learning(network)}]) for network in (G, D))
+    name = "wgan_gp" if gp else settings.optimizer
+    optimizer_G, optimizer_D = (optimizer(name, network, settings.learning_rate) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    run = Run(settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}")
-    reals = Reals(D, images, augment, settings.fast)  # what frozen layers make of them is kept, where exact
+    twice = gp and source.norm  # the penalty then differentiates a gradient
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast, double_backward=twice)
+    gradient = judge.hasten(partial(score_gradient, D))
+    plans = f"G{settings.G.digits}-D{settings.D.digits}"
+    run = Run(settings, __file__, images, parts, plans, score=scorer(settings, images))
+    reals = Reals(judge, images, augment, settings.fast)  # keeps what frozen layers make of them, where exact
 
     def critic_step():
         with torch.no_grad():
-            fake = G(torch.randn(settings.batch_size, source.latent, device=device))
-        estimate = reals.scores(settings.batch_size).mean() - D(augment.fake(fake)).mean()
+            fake = generate(torch.randn(settings.batch_size, source.latent, device=device))
+        if gp:
+            real, fake = augment.real(images.batch(settings.batch_size)), augment.fake(fake)
+            estimate = judge(real).mean() - judge(fake).mean()
+            loss = settings.penalty * gradient_penalty(gradient, real, fake) - estimate
+        else:
+            estimate = reals.scores(settings.batch_size).mean() - judge(augment.fake(fake)).mean()
+            loss = -estimate
         optimizer_D.zero_grad()
-        (-estimate).backward(inputs=learning(D))
+        loss.backward(inputs=learning(D))
         optimizer_D.step()
-        clip_(D, settings.clip)
+        if clip is not None:
+            clip()
         return estimate.detach()
 
     def generator_step():
         z = torch.randn(settings.batch_size, source.latent, device=device)
-        loss = -D(augment.fake(G(z))).mean()
+        loss = -judge(augment.fake(generate(z))).mean()
         if learning(G):
             optimizer_G.zero_grad()
             loss.backward(inputs=learning(G))

@@ -8,10 +8,20 @@ samples and checkpoints, which hold the generator and the discriminator, to a ne
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Count,
+    Decay,
+    Extractor,
+    Positive,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -19,24 +29,24 @@ class Settings:
     """Edit these constants, or override any of them on the command line."""
 
     images: Path = Path("train_images/source_domain")  # the source domain: a folder or a zip
-    iterations: int = 20_000  # generator updates
-    batch_size: int = 64  # images a step, real and generated each
-    critic_steps: int = 5  # critic updates before each generator update
-    learning_rate: float = 1e-4  # of Adam with betas 0 and 0.9, for both networks
-    penalty: float = 10.0  # weight of (|gradient of the critic at x| - 1)^2
+    iterations: Count = 20_000  # generator updates
+    batch_size: Batch = 64  # images a step, real and generated each
+    critic_steps: Count = 5  # critic updates before each generator update
+    learning_rate: Positive = 1e-4  # of Adam with betas 0 and 0.9, for both networks
+    penalty: Positive = 10.0  # weight of (|gradient of the critic at x| - 1)^2
     critic_norm: bool = False  # batch normalisation in the critic: the dissertation's variant
     augment: Augmentation = "flip"  # of the real images, or diffaugment of real and generated
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    latent: int = 100  # numbers a latent z
-    width: int = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
-    seed: int = 0
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    latent: Count = 100  # numbers a latent z
+    width: Count = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 500
-    save_every: int = 1000
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 500
+    save_every: Count = 1000
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -46,25 +56,29 @@ class Settings:
 if __name__ == "__main__":
     settings = command_line(Settings)  # before torch is loaded, so that a wrong value is answered at once
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fid import scorer
 from transfer.augment import Augment
 from transfer.engine import captured, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv, ConvUp, Norm
-from transfer.plan import FROM_SCRATCH, table
+from transfer.plan import table
+from transfer.policies import FINETUNE
 from transfer.record import Run
-from transfer.weights import Average, learning
+from transfer.weights import Average, learning, optimizer
 
 
 class Generator(nn.Module):
     """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
 
-    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
         super().__init__()
-        self.latent = latent
+        self.arguments = {"latent": latent, "width": width}
         p1, p2, p3, p4, p5 = policies
         self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
         self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
@@ -84,17 +98,18 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers.
 
-    With norm as wgan_64.py has it; without, biases take the place of batch normalisation's shifts.
+    Without norm it has no batch normalisation, and biases in the place of its shifts: WGAN-GP's critic.
     """
 
-    def __init__(self, width=64, policies=FROM_SCRATCH, norm=False):
+    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True):
         super().__init__()
+        self.arguments = {"width": width, "norm": norm}
+        bias, Norm_ = not norm, Norm if norm else nn.Identity
         p1, p2, p3, p4, p5 = policies
-        Norm_ = Norm if norm else nn.Identity
-        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias=not norm)
-        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias=not norm), Norm_(2 * width, p2)
-        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias=not norm), Norm_(4 * width, p3)
-        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias=not norm), Norm_(8 * width, p4)
+        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias)
+        self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias), Norm_(2 * width, p2)
+        self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias), Norm_(4 * width, p3)
+        self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias), Norm_(8 * width, p4)
         self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
 
     def forward(self, x):
@@ -104,33 +119,34 @@ class Discriminator(nn.Module):
         x = F.leaky_relu(self.norm4(self.conv4(x)), 0.2)  # N x 512 x 4 x 4
         return self.conv5(x).flatten()  # N
 
-    def gradient(self, x):
-        """The gradient of each image's score at x, (N, 3, 64, 64), to be differentiated in its turn.
 
-        Without normalisation a score is piecewise linear in the pixels, so the gradient is forward backwards:
-        transposed convolutions, and between them the slopes of the LeakyReLUs. A double backward pass would
-        compute the same and carry zeros through the whole of forward as well.
-        """
-        if isinstance(self.norm2, Norm):
-            x = x.detach().requires_grad_()
-            return torch.autograd.grad(self(x).sum(), x, create_graph=True)[0]
-        slopes = []
-        with torch.no_grad():
-            for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-                x = conv(x)
-                slopes.append(torch.where(x > 0, 1.0, 0.2))
-                x = x * slopes[-1]
-        g = self.conv5.transposed(x.new_ones(len(x), 1, 1, 1))  # N x 512 x 4 x 4
-        g = self.conv4.transposed(g * slopes[3])  # N x 256 x 8 x 8
-        g = self.conv3.transposed(g * slopes[2])  # N x 128 x 16 x 16
-        g = self.conv2.transposed(g * slopes[1])  # N x 64 x 32 x 32
-        return self.conv1.transposed(g * slopes[0])  # N x 3 x 64 x 64
+def score_gradient(D, x):
+    """The gradient of each image's score at x, (N, 3, 64, 64), to be differentiated in its turn.
+
+    Without normalisation a score is piecewise linear in the pixels, so the gradient is forward backwards:
+    transposed convolutions, and between them the slopes of the LeakyReLUs. A double backward pass would
+    compute the same and carry zeros through the whole of forward as well.
+    """
+    if isinstance(D.norm2, Norm):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(D(x).sum(), x, create_graph=True)[0]
+    slopes = []
+    with torch.no_grad():
+        for conv in (D.conv1, D.conv2, D.conv3, D.conv4):
+            x = conv(x)
+            slopes.append(torch.where(x > 0, 1.0, 0.2))
+            x = x * slopes[-1]
+    g = D.conv5.transposed(x.new_ones(len(x), 1, 1, 1))  # N x 512 x 4 x 4
+    g = D.conv4.transposed(g * slopes[3])  # N x 256 x 8 x 8
+    g = D.conv3.transposed(g * slopes[2])  # N x 128 x 16 x 16
+    g = D.conv2.transposed(g * slopes[1])  # N x 64 x 32 x 32
+    return D.conv1.transposed(g * slopes[0])  # N x 3 x 64 x 64
 
 
-def gradient_penalty(D, real, fake):
-    """mean (|gradient of D at x| - 1)^2 over images x between real and fake, each drawn on its own line."""
+def gradient_penalty(gradient, real, fake):
+    """mean (|gradient(x)| - 1)^2 over images x between real and fake, each drawn on its own line."""
     x = torch.lerp(real, fake, torch.rand(len(real), 1, 1, 1, device=real.device))
-    return (D.gradient(x).flatten(1).norm(dim=1) - 1).square().mean()
+    return (gradient(x).flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def main(settings: Settings) -> Path | None:
@@ -147,19 +163,21 @@ def main(settings: Settings) -> Path | None:
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    adam = partial(torch.optim.Adam, lr=settings.learning_rate, capturable=device.type == "cuda")
-    optimizer_G, optimizer_D = (adam(learning(network), betas=(0.0, 0.9)) for network in (G, D))
+    optimizer_G, optimizer_D = (optimizer("wgan_gp", network, settings.learning_rate) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations, fast=settings.fast, double_backward=settings.critic_norm)
-    run = Run(settings, __file__, images, parts)
+    generate, judge = tune(
+        G, D, iterations=settings.iterations, fast=settings.fast, double_backward=settings.critic_norm
+    )
+    gradient = judge.hasten(partial(score_gradient, D))
+    run = Run(settings, __file__, images, parts, score=scorer(settings, images))
 
     def critic_step():
         real = images.batch(settings.batch_size)
         with torch.no_grad():
-            fake = G(torch.randn(settings.batch_size, settings.latent, device=device))
+            fake = generate(torch.randn(settings.batch_size, settings.latent, device=device))
         real, fake = augment.real(real), augment.fake(fake)
-        estimate = D(real).mean() - D(fake).mean()
-        loss = settings.penalty * gradient_penalty(D, real, fake) - estimate
+        estimate = judge(real).mean() - judge(fake).mean()
+        loss = settings.penalty * gradient_penalty(gradient, real, fake) - estimate
         optimizer_D.zero_grad()
         loss.backward(inputs=learning(D))
         optimizer_D.step()
@@ -167,7 +185,7 @@ def main(settings: Settings) -> Path | None:
 
     def generator_step():
         z = torch.randn(settings.batch_size, settings.latent, device=device)
-        loss = -D(augment.fake(G(z))).mean()
+        loss = -judge(augment.fake(generate(z))).mean()
         optimizer_G.zero_grad()
         loss.backward(inputs=learning(G))
         optimizer_G.step()

@@ -9,17 +9,20 @@ with worse pictures would show here: the mean of ours should lie within the spre
 
 from __future__ import annotations
 
-import argparse
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from benchmarks.step import pair
 from benchmarks.timing import keep
 from fid import load, score
 from transfer.images import Images, to_uint8
+from transfer.settings import Count, Extractor, command_line, user_errors
 
 WIDTH, BATCH, ITERATIONS = 32, 16, 200
 
@@ -32,18 +35,22 @@ def samples(network: nn.Module, shape: tuple[int, ...], n: int = 1000) -> Tensor
     return torch.cat([to_uint8(network(part)) for part in z.split(100)])
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scripts", nargs="+", default=["wgan_64", "wgan_gp_64"])
-    parser.add_argument("--extractor", default="efficientnet_lite0")
-    args = parser.parse_args()
-    images, extractor = Images.load(args.images), load(args.extractor)
-    for name in args.scripts:
+@dataclass(frozen=True)
+class Settings:
+    """Which scripts, and on what."""
+
+    images: Positional[Path]  # a folder or a zip
+    seeds: Count = 3
+    scripts: tuple[Literal["wgan_64", "wgan_gp_64"], ...] = ("wgan_64", "wgan_gp_64")
+    extractor: Extractor = "efficientnet_lite0"
+
+
+def main(chosen: Settings) -> None:
+    """Train both sides, score them, and keep a line for each script."""
+    images, extractor = Images.load(chosen.images), load(chosen.extractor)
+    for name in chosen.scripts:
         scores: dict[str, list[float]] = {"ours": [], "textbook": []}
-        for seed in range(args.seeds):
+        for seed in range(chosen.seeds):
             ours, theirs, parts, networks = pair(name, images, WIDTH, BATCH, seed=seed)
             sides = {
                 "ours": (ours, parts["G"], (100,)),
@@ -64,10 +71,11 @@ def main() -> None:
             for what, function in (("mean", statistics.mean), ("std", statistics.pstdev))
         }
         keep(
-            "runs", script=name, **line, seeds=args.seeds, iterations=ITERATIONS, width=WIDTH, batch=BATCH,
+            "runs", script=name, **line, seeds=chosen.seeds, iterations=ITERATIONS, width=WIDTH, batch=BATCH,
             images=len(images), generated=1000, extractor=extractor.name,
         )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main(command_line(Settings))

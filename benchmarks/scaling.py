@@ -9,9 +9,9 @@ and beside it the time of drawing and mirroring one batch, which is all that can
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from benchmarks.timing import iteration_of, keep, ratios, synthetic, turns
 from transfer.augment import Augment
 from transfer.engine import PAYS_FROM
 from transfer.images import Images
+from transfer.settings import Count, command_line, user_errors
 
 SIZES = (96, 1_000, 20_000, 200_000)
 
@@ -29,20 +30,24 @@ def draw(images: Images, augment: Augment) -> None:
     augment.real(images.batch(64))
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
-    whole = synthetic(max(args.sizes))
-    sets = [Images(whole.pixels[:n], whole.names[:n], {}, "") for n in args.sizes]
+@dataclass(frozen=True)
+class Settings:
+    """What to time."""
+
+    sizes: tuple[int, ...] = SIZES  # images
+    rounds: Count = 7
+
+
+def main(chosen: Settings) -> None:
+    """Time a batch and an iteration on each number of images."""
+    whole = synthetic(max(chosen.sizes))
+    sets = [Images(whole.pixels[:n], whole.names[:n], {}, "") for n in chosen.sizes]
     settings = wgan_64.Settings(iterations=PAYS_FROM, device="cpu")
     iterations = [iteration_of(wgan_64, settings, images)[0] for images in sets]
     draws = [partial(draw, images, Augment("flip")) for images in sets]
-    times = turns(iterations, args.rounds, time.perf_counter)
+    times = turns(iterations, chosen.rounds, time.perf_counter)
     drawn = turns(draws, 100, time.perf_counter)
-    for n, taken, batches in zip(args.sizes, times, drawn, strict=True):
+    for n, taken, batches in zip(chosen.sizes, times, drawn, strict=True):
         line = {
             "images": n,
             "ms": statistics.median(taken),
@@ -50,8 +55,9 @@ def main() -> None:
             "draw_ms": statistics.median(batches),
         }
         print(", ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
-        keep("scaling", **line, rounds=args.rounds, threads=torch.get_num_threads())
+        keep("scaling", **line, rounds=chosen.rounds, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main(command_line(Settings))

@@ -1,6 +1,6 @@
 """python -m fid against python -m pytorch_fid: whole processes at equal value, and the distance step alone.
 
-    python benchmarks/score.py GENERATED REAL --pairs 3
+    python -m benchmarks.score GENERATED REAL --pairs 3
 
 Both sides read the same two folders with the same weights: the file in torch's hub cache or, without one,
 seeded stand-ins that give the same work and another value. A pair is one run of the reference and one of each
@@ -12,7 +12,6 @@ compared with scipy's sqrtm. Needs scipy < 1.18, for pytorch-fid's sake.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -22,12 +21,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from tyro.conf import Positional
+
+from fid.metrics import Gaussian, frechet
+from transfer import UserError
+from transfer.settings import Count, command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -129,9 +134,6 @@ def distance_step(
     from pytorch_fid.fid_score import calculate_frechet_distance
     from threadpoolctl import threadpool_limits
 
-    sys.path.insert(0, str(ROOT))
-    from fid.metrics import Gaussian, frechet
-
     def timed(function: Callable[..., float], *arguments: Any) -> tuple[tuple[float, float], float]:
         began, used = time.perf_counter(), time.process_time()
         value = function(*arguments)
@@ -165,19 +167,19 @@ def _ratios(
     return found
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Settings:
+    """What to compare."""
+
+    folders: Positional[tuple[Path, ...]] = ()  # GENERATED REAL; without them the distance step only
+    pairs: Count = 3
+    threads: Count = torch.get_num_threads()
+
+
+def main(chosen: Settings) -> None:
     """Measure, and print one line of JSON for each benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folders", type=Path, nargs="*", help="GENERATED REAL; without them the distance step only"
-    )
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
     if len(chosen.folders) not in (0, 2):
-        parser.error("give two folders, or none")
+        raise UserError(f"{len(chosen.folders)} folders given: give two, or none")
     torch.set_num_threads(chosen.threads)
     found = distance_step(chosen.pairs, chosen.threads)
     print(json.dumps({"benchmark": "distance_step", **found}), flush=True)
@@ -188,4 +190,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main(command_line(Settings))

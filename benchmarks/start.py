@@ -9,7 +9,6 @@ iterations further for the peak of its resident memory. Short runs, which do not
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import signal
@@ -17,15 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks.timing import keep, synthetic
 from transfer.engine import PAYS_FROM
+from transfer.settings import Count, command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
-AFTER = 10  # iterations after the first, for the memory
 
 
 def answer(*words: str) -> float:
@@ -35,8 +36,8 @@ def answer(*words: str) -> float:
     return time.perf_counter() - began
 
 
-def first_iteration(images: Path, out: Path, cache: Path, iterations: int) -> dict[str, float]:
-    """Seconds to the end of the first iteration, and the peak of resident memory AFTER more, in MB."""
+def first_iteration(images: Path, out: Path, cache: Path, iterations: int, after: int) -> dict[str, float]:
+    """Seconds to the end of the first iteration, and the peak of resident memory so many after it, in MB."""
     words = f"--images {images} --out {out} --iterations {iterations} --log-every 1 --sample-every 100000"
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
     began = time.perf_counter()
@@ -53,7 +54,7 @@ def first_iteration(images: Path, out: Path, cache: Path, iterations: int) -> di
         lines = logs[0].read_text().count("\n") if logs else 0
         if lines and first is None:
             first = time.perf_counter() - began
-        if lines > AFTER:
+        if lines > after:
             peak = _peak(process.pid)
             process.send_signal(signal.SIGTERM)
             process.wait()
@@ -69,11 +70,15 @@ def _peak(pid: int) -> float:
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1000
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
-    from PIL import Image
+@dataclass(frozen=True)
+class Settings:
+    """How long to look."""
 
+    after: Count = 10  # iterations after the first, for the memory
+
+
+def main(chosen: Settings) -> None:
+    """Time each start, and keep a line for each."""
     answer("--help")  # the files come from the disk once
     lines = {
         "--help": {"seconds": min(answer("--help") for _ in range(5))},
@@ -89,11 +94,14 @@ def main() -> None:
             ("first iteration, cold", PAYS_FROM),
             ("first iteration, warm", PAYS_FROM),
         ):
-            lines[what] = first_iteration(images, Path(folder) / f"run{len(lines)}", cache, iterations)
+            lines[what] = first_iteration(
+                images, Path(folder) / f"run{len(lines)}", cache, iterations, chosen.after
+            )
     for what, line in lines.items():
         print(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in line.items())}", flush=True)
         keep("start", what=what, **line, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main(command_line(Settings))

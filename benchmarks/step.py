@@ -14,12 +14,12 @@ that of a float32 matrix product of the same run, so kernels with fewer products
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,12 +31,14 @@ from benchmarks.timing import gradients, iteration_of, keep, products_a_second, 
 from transfer.engine import PAYS_FROM, bf16_on
 from transfer.images import Images
 from transfer.plan import Split
-from transfer.weights import clip_, share
+from transfer.settings import Batch, Count, command_line, user_errors
+from transfer.shared import share
+from transfer.weights import Clip
 
 BF16 = bf16_on(torch.device("cpu"))
 GATE = {"apart_float64": 1e-9, "apart": 0.2 if BF16 else 1e-2}  # shares of the gradients' length
 COUNTED = {"wgan_64": 528.2e9, "wgan_gp_64": 794.0e9}  # FLOP of an iteration at batch 64 and width 64
-LEFT = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]  # of a transfer's arithmetic, by D's frozen layers
+LEFT_BY_DEPTH = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]  # of a transfer's arithmetic, by D's frozen layers
 SCRIPTS = {"wgan_64": (wgan_64, 5e-5), "wgan_gp_64": (wgan_gp_64, 1e-4)}
 
 
@@ -124,7 +126,7 @@ def transfer(images: Images, rounds: int, rate: float, width: int, batch: int) -
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.safetensors"
         G, D = wgan_64.Generator(width=width), wgan_64.Discriminator(width)
-        clip_(D, 0.01)
+        Clip(D, 0.01)()
         share(source, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {})
         plans = {f"D({i}, 0, {5 - i})": (Split(0, 0, 5), Split(i, 0, 5 - i)) for i in range(6)}
         plans["G(0, 5, 0) D(0, 5, 0)"] = Split(0, 5, 0), Split(0, 5, 0)
@@ -136,7 +138,7 @@ def transfer(images: Images, rounds: int, rate: float, width: int, batch: int) -
             )  # fmt: skip
             sides.append(iteration_of(wgan_64_transferlearning, settings, images)[0])
     times = turns(sides, rounds, time.perf_counter)
-    for plan, left, taken in zip(plans, [*LEFT, 1.0], times, strict=True):
+    for plan, left, taken in zip(plans, [*LEFT_BY_DEPTH, 1.0], times, strict=True):
         line = {"plan": plan, "ms": statistics.median(taken), **ratios(taken, times[0]), "counted": left}
         report("transfer", line, rounds, rate, width, batch)
 
@@ -149,25 +151,30 @@ def report(part: str, line: dict[str, Any], rounds: int, rate: float, width: int
         keep("step", part=part, **line, rounds=rounds, threads=threads, gflops=rate / 1e9)
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--parts", nargs="+", choices=("pretrain", "transfer"), default=["pretrain", "transfer"]
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--width", type=int, default=64, help="other than 64 is not kept")
-    parser.add_argument("--batch", type=int, default=64, help="other than 64 is not kept")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+@dataclass(frozen=True)
+class Settings:
+    """What to time; other sizes than 64 are not kept."""
+
+    parts: tuple[Literal["pretrain", "transfer"], ...] = ("pretrain", "transfer")
+    rounds: Count = 5
+    threads: Count = torch.get_num_threads()
+    width: Count = 64
+    batch: Batch = 64
+
+
+def main(chosen: Settings) -> None:
+    """Time each part."""
+    torch.set_num_threads(chosen.threads)
     rate = products_a_second()
-    print(f"{rate / 1e9:.0f} GFLOP/s in a float32 product, {args.threads} threads, torch {torch.__version__}")
-    for part in args.parts:
+    print(
+        f"{rate / 1e9:.0f} GFLOP/s in a float32 product, {chosen.threads} threads, torch {torch.__version__}"
+    )
+    for part in chosen.parts:
         {"pretrain": pretrain, "transfer": transfer}[part](
-            synthetic(96), args.rounds, rate, args.width, args.batch
+            synthetic(96), chosen.rounds, rate, chosen.width, chosen.batch
         )
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main(command_line(Settings))

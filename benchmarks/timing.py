@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from transfer.folder import hardware, timestamp
 from transfer.images import Images
-from transfer.record import hardware, timestamp
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 Clock = Callable[[], float]
@@ -65,7 +65,9 @@ def iteration_of(
     class Run:
         folder = None
 
-        def __init__(self, settings: Any, script: str, images: Images, parts: dict, title: str = "") -> None:
+        def __init__(
+            self, settings: Any, script: str, images: Images, parts: dict, *_: Any, **__: Any
+        ) -> None:
             kept.update(parts)
 
         def steps(self) -> Any:

@@ -1,8 +1,8 @@
 """transfer.winograd against torch's own convolutions: layer by layer, and in the steps of a whole WGAN.
 
     python -m benchmarks.winograd                   layers and steps, some minutes
-    python -m benchmarks.winograd --layers          or --steps alone
-    python -m benchmarks.winograd --steps --sides torch torch-compiled ours ours-compiled
+    python -m benchmarks.winograd --parts layers    or steps alone
+    python -m benchmarks.winograd --parts steps --sides torch torch-compiled ours ours-compiled
 
 The sides take turns in one process, channels last, float32. What is printed are the medians in milliseconds
 and the ratio of each turn, torch's time over ours: median, smallest, largest. With one thread, the default,
@@ -13,11 +13,12 @@ called compiled has its whole networks compiled, losses and backward passes incl
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,13 @@ from torch import nn
 
 from benchmarks.timing import Clock, ratios, turns
 from transfer import winograd
-from transfer.engine import keep_pages
-from transfer.layers import Conv, ConvUp
-from transfer.weights import clip_, learning
+from transfer.engine import keep_pages, use_few_products
+from transfer.settings import Batch, Count, command_line, user_errors
+from transfer.weights import Clip, learning
 from wgan_64 import Discriminator, Generator
 
 LAYERS = ((64, 128, 32), (128, 256, 16), (256, 512, 8))  # wide channels, narrow channels, wide pixels
-SIDES = ("torch", "torch-compiled", "ours", "ours-compiled")
+Side = Literal["torch", "torch-compiled", "ours", "ours-compiled"]
 
 
 def line(name: str, torchs: list[float], ours: list[float], note: str = "") -> str:
@@ -81,10 +82,10 @@ class Wgan:
     def __init__(self, few_products: bool, compiled: bool, batch: int) -> None:
         torch.manual_seed(0)
         G, D = (network().to(memory_format=torch.channels_last) for network in (Generator, Discriminator))
-        for module in [*G.modules(), *D.modules()]:
-            if isinstance(module, Conv | ConvUp):
-                module.few_products = few_products and module.stride == 2
-        self.G, self.D = G, D
+        if few_products:
+            use_few_products(G)
+            use_few_products(D)
+        self.G, self.D, self.clip = G, D, Clip(D, 0.01)
         self.optimizers = [torch.optim.RMSprop(learning(network), 5e-5) for network in (G, D)]
         real = (2 * torch.rand(batch, 3, 64, 64) - 1).to(memory_format=torch.channels_last)
         self.latent = lambda: torch.randn(batch, 100)
@@ -100,7 +101,7 @@ class Wgan:
 
     def critic_step(self) -> None:
         self._update(self.D, self.optimizers[1], self.critic_loss(self.generate(self.latent())))
-        clip_(self.D, 0.01)
+        self.clip()
 
     def generator_step(self) -> None:
         self._update(self.G, self.optimizers[0], self.generator_loss(self.latent()))
@@ -121,29 +122,36 @@ def steps(sides: Sequence[str], batch: int, rounds: int, clock: Clock) -> None:
                     print(line(f"{name}, {torchs} / {ours}", times[i], times[j]), flush=True)
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--layers", action="store_true")
-    parser.add_argument("--steps", action="store_true")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["torch", "ours"])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--malloc", choices=("keep", "default"), default="keep")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.malloc == "keep":
+@dataclass(frozen=True)
+class Settings:
+    """What to time."""
+
+    parts: tuple[Literal["layers", "steps"], ...] = ("layers", "steps")
+    sides: tuple[Literal["torch", "torch-compiled", "ours", "ours-compiled"], ...] = (
+        "torch",
+        "ours",
+    )  # of steps
+    batch: Batch = 64
+    rounds: Count = 9
+    threads: Count = 1
+    malloc: Literal["keep", "default"] = "keep"
+
+
+def main(chosen: Settings) -> None:
+    """Time layers and steps."""
+    torch.set_num_threads(chosen.threads)
+    if chosen.malloc == "keep":
         keep_pages()
-    clock = time.process_time if args.threads == 1 else time.perf_counter
+    clock = time.process_time if chosen.threads == 1 else time.perf_counter
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"torch {torch.__version__}, {capability}, {clock.__name__}, {vars(args)}")
+    print(f"torch {torch.__version__}, {capability}, {clock.__name__}, {vars(chosen)}")
     print(f"{'ms':44}{'torch':>8}{'ours':>8}{'ratio':>8}{'min':>7}{'max':>7}")
-    if args.layers or not args.steps:
-        layers(args.batch, args.rounds, clock)
-    if args.steps or not args.layers:
-        steps(args.sides, args.batch, args.rounds, clock)
+    if "layers" in chosen.parts:
+        layers(chosen.batch, chosen.rounds, clock)
+    if "steps" in chosen.parts:
+        steps(chosen.sides, chosen.batch, chosen.rounds, clock)
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main(command_line(Settings))

@@ -1,1 +1,1 @@
-"""One file for each table or figure; results.jsonl holds what was measured, docs/results.md shows it."""
+"""The tables of the dissertation as data, their runs, and the page; results.jsonl holds what was measured."""

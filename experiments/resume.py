@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import lines, report
+import torch
+
+from experiments import lines
+from transfer.checkpoints import Checkpoints
+from transfer.folder import hardware, versions
 from transfer.settings import command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +54,6 @@ def wait_for(process: subprocess.Popen, log: Path, step: int) -> None:
 
 def equal(a: Any, b: Any) -> bool:
     """Whether two states are equal to the bit, but for the settings."""
-    import torch
-
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -63,10 +65,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def main(settings: Settings) -> None:
-    """Run the three, compare, and write a line and the page."""
-    from transfer.checkpoints import Checkpoints
-    from transfer.record import hardware, versions
-
+    """Run the three, compare, and write a line."""
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder, name) for name in ("unbroken", "killed", "stopped")]
         began = time.monotonic()
@@ -115,7 +114,6 @@ def main(settings: Settings) -> None:
         "versions": versions(),
     }
     lines.append(line)
-    report.write()
     print(json.dumps(line, indent=2))
 
 

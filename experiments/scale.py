@@ -6,7 +6,7 @@
 Two halves of the held-out images give the floor that no generator can be under, the source's faces the
 ceiling from which a transfer starts, and the training images themselves the score of a generator that has
 learnt them by heart. Each row is one line of experiments/results.jsonl and is skipped when it is there;
-docs/results.md is written from the lines.
+python -m experiments report writes docs/results.md from the lines.
 """
 
 import json
@@ -15,8 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fid
 from experiments import lines
+from experiments.runs import version
+from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
+from transfer.folder import hardware, versions
+from transfer.images import Images
 from transfer.settings import Extractor, command_line, user_errors
+from transfer.shared import Source
 
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
 CEILING = 3000  # source faces that are scored as if they had been generated
@@ -37,10 +44,6 @@ class Settings:
 
 def rows(settings: Settings) -> dict[str, Callable]:
     """What is to be measured, by the row's name: each gives (generated, real, reference)."""
-    from fid.generator import draw
-    from transfer.images import Images
-    from transfer.weights import Source
-
     held_out, target = Images.load(settings.reference).pixels, Images.load(settings.target).pixels
     faces = Images.load(settings.faces).pixels
     unseen = faces[-UNSEEN:]
@@ -48,7 +51,7 @@ def rows(settings: Settings) -> dict[str, Callable]:
     def drawn(model: Path):
         return draw(Source.read(model), 1000, settings.seed, held_out.device)
 
-    model = named(settings.model)
+    model = version(settings.model)
     found = {
         "held-out, one half, against the other half": lambda: (held_out[::2], held_out[1::2], None),
         "training images against held-out ones": lambda: (target, held_out, None),
@@ -64,29 +67,13 @@ def rows(settings: Settings) -> dict[str, Callable]:
 
 def title(run: Path) -> str:
     """A run's script, split, iterations and source, in words."""
-    from transfer.checkpoints import Checkpoints
-
     step = int(Checkpoints(run).found()[0].stem)
     source = Path(json.loads((run / "settings.json").read_text())["settings"]["source"])
-    return f"{run.name.partition('-')[2]} after {step:,} iterations from {named(source)}"
-
-
-def named(model: Path) -> str:
-    """A shared file, with the iterations that its card tells of."""
-    from safetensors import safe_open
-
-    if model.suffix != ".safetensors":
-        return model.name
-    with safe_open(model, "pt") as file:
-        return f"{model.name} ({json.loads(file.metadata()['card'])['iterations']:,} iterations)"
+    return f"{run.name.partition('-')[2]} after {step:,} iterations from {version(source)}"
 
 
 def main(settings: Settings) -> None:
-    """Measure what is missing, and write the page."""
-    import fid
-    from experiments import report
-    from transfer.record import hardware, versions
-
+    """Measure what is missing."""
     extractor = fid.load(settings.extractor)
     done = {(line["row"], line["extractor"]) for line in lines.read("scale")}
     for name, images in rows(settings).items():
@@ -97,51 +84,7 @@ def main(settings: Settings) -> None:
         line = {"table": "scale", "row": name, **scores.as_dict(), "hardware": hardware(extractor.device)}
         line |= {"versions": versions(), "seconds": round(time.monotonic() - began, 1)}
         lines.append(line)
-        report.write()
         print(f"{name}: {scores}")
-
-
-def section() -> str:
-    """The scale's part of docs/results.md."""
-    head = (
-        "",
-        "generated",
-        "real",
-        "FID",
-        "KID x 1000",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "near copies",
-    )
-    table = []
-    found = lines.read("scale")
-    for line in found:
-        table.append(cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies")))
-        if line["heldout"]:
-            table.append(cells("... against held-out images", line["n_generated"], line["heldout"], None))
-    text = lines.markdown(head, table)
-    extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
-    machines = sorted({line["hardware"] for line in found})
-    return (
-        "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
-        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n"
-    )
-
-
-def cells(name: str, generated: int, scores: dict, copies: float | None) -> tuple[str, ...]:
-    """A row of the table."""
-    numbers = [scores[key] for key in ("precision", "recall", "density", "coverage")] + [copies]
-    shares = ("" if number is None else f"{number:.2f}" for number in numbers)
-    return (
-        name,
-        f"{generated:,}",
-        f"{scores['n_real']:,}",
-        f"{scores['fid']:.1f}",
-        f"{1e3 * scores['kid']:.1f}",
-        *shares,
-    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ python -m experiments.strip target_domain/0001-... docs/pictures/cartoon.png --s
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tyro.conf import Positional
 
 from transfer import UserError
@@ -30,9 +32,6 @@ def main(settings: Settings) -> None:
     Raises:
         UserError: when the run has no grid of one of the iterations.
     """
-    import numpy as np
-    from PIL import Image
-
     grids = {int(path.stem): path for path in (settings.run / "samples").glob("[0-9]*.png")}
     rows = []
     for step in settings.steps or sorted(grids):

@@ -13,11 +13,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import Positional
 
 from transfer import UserError
-from transfer.settings import Extractor, check, command_line, user_errors
+from transfer.settings import Bound, Extractor, Whole, check, command_line, user_errors
 
 GENERATED = Path("generated_image")
 DRAWN = 1000  # images, unless count says otherwise
@@ -30,13 +31,17 @@ class Settings:
 
     paths: Positional[tuple[Path, ...]] = ()  # GENERATED REAL [REFERENCE], or as above
     model: Path | None = None  # a run's folder, a checkpoint or a .safetensors file to draw images from
-    count: int | None = None  # images to draw from the model, 1000 unless given
+    count: Annotated[int | None, Bound("at least 2", 2)] = (
+        None  # images to draw from the model, 1000 unless given
+    )
     keep: bool = False  # write the drawn images to generated_image/
     extractor: Extractor = "inception"
     weights: Path | None = None  # other weights for the extractor; their hash goes into its name
-    size: int | None = None  # bring every image's centre square to this size first; 64 with a model
-    bootstrap: int = 0  # resampled sets that 95 % intervals come from
-    seed: int = 0
+    size: Annotated[int | None, Bound("at least 1", 1)] = (
+        None  # bring every image's centre square to this size first; 64 with a model
+    )
+    bootstrap: Whole = 0  # resampled sets that 95 % intervals come from
+    seed: Whole = 0
     json: bool = False  # print one line of JSON instead of a table
     nearest: Path | None = Path("nearest_pairs.png")  # to write: the closest pairs, and a .csv of all
     save: Path | None = None  # a .npz to write: the statistics of IMAGES
@@ -53,10 +58,11 @@ def main(settings: Settings) -> None:
         UserError: when the settings do not fit each other, or what they name cannot be used.
     """
     sets, size, seen = _sets(settings), settings.size, ()
-    from fid import extractors, generator, metrics, statistics
+    from fid import extractors, metrics, statistics
     from fid.scores import score
     from fid.sets import Set
-    from transfer.weights import Source
+    from transfer import drawing
+    from transfer.shared import Source
 
     extractor = extractors.load(settings.extractor, settings.weights, settings.device)
     if settings.save is not None:
@@ -66,10 +72,10 @@ def main(settings: Settings) -> None:
     if settings.model is not None:
         source, size = Source.read(settings.model), size or SIDE
         seen = (source.settings.get("features"),)  # what the critic saw through, where it did
-        drawn = generator.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
+        drawn = drawing.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
         sets = (drawn, *sets)
         if settings.keep:
-            generator.keep(drawn, GENERATED)
+            drawing.keep(drawn, GENERATED)
     chosen = {name: getattr(settings, name) for name in ("seed", "bootstrap", "cache", "nearest")}
     scores = score(*sets, extractor=extractor, size=size, seen=seen, **chosen)
     for name, reason in scores.left_out.items():
@@ -91,10 +97,6 @@ def _sets(settings: Settings) -> tuple[Path, ...]:
         raise UserError(f"{count} path{'s' * (count != 1)} given: python -m fid wants {wanted}")
     if not drawn and (settings.keep or settings.count is not None):
         raise UserError("--keep and --count are about images that are drawn: give --model RUN with them")
-    for name, least in (("count", 2), ("size", 1), ("bootstrap", 0)):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}: give at least {least}")
     return settings.paths
 
 

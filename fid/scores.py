@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fid import metrics, statistics
@@ -19,7 +18,7 @@ from fid.statistics import Features
 from transfer import UserError
 from transfer.images import Images
 
-FEW = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
+COMPARABLE = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def score(
     device: str | None = None,
     cache: Path | None = None,
     nearest: Path | None = None,
-    seen: Collection[str] = (),
+    seen: tuple[str, ...] = (),
 ) -> Scores:
     """Score generated images against real ones and, where given, against held-out ones (`reference`).
 
@@ -146,7 +145,7 @@ def score(
         bootstrap: how many resampled sets the intervals come from; 0 for no intervals.
         cache: where the features of real and held-out images are kept, if not in statistics.default_cache().
         nearest: a PNG to write, see memorisation.write; a note says where it is, or why it is not.
-        seen: the names of the networks that training saw through: a note says so if one is the extractor.
+        seen: the extractors that the critic saw through: a score of theirs says so in a note.
 
     Raises:
         UserError: when a set has fewer than two readable images, or an extractor cannot be had.
@@ -193,33 +192,12 @@ def score(
         n_generated=n,
         seed=seed,
         notes=(
-            *_seen(extractor, seen),
+            *(_seen(extractor) for name in seen if extractor.name.startswith(f"{name}-")),
             *_notes([n, *(side.n_real for side in sides)], {each.shape for each in sets}),
             *notes,
         ),
         left_out={f"{s.images.title}: {name}": reason for s in sets for name, reason in s.left_out.items()},
     )
-
-
-def scorer(
-    extractor: str,
-    images: Images,
-    reference: Given | None,
-    seed: int,
-    device: str | torch.device,
-    seen: Collection[str] = (),
-) -> Callable[[Tensor], Scores]:
-    """What a run scores itself with: pixels (n, 3, H, W), uint8 -> their Scores.
-
-    They are scored against images and, where given, reference, all at the images' size; the other arguments
-    are those of score. The extractor is loaded here, so that one that cannot be had ends a run before it
-    begins.
-
-    Raises:
-        UserError: when the extractor cannot be had.
-    """
-    network, size = load(extractor, device=str(device)), images.pixels.shape[-1]
-    return lambda pixels: score(pixels, images, reference, extractor=network, size=size, seed=seed, seen=seen)
 
 
 def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bootstrap: int) -> Comparison:
@@ -233,10 +211,8 @@ def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bo
     return Comparison(fid, kid, mean, std, *metrics.neighbourhoods(x, y), *intervals, b.n)
 
 
-def _seen(extractor: Extractor, seen: Collection[str]) -> list[str]:
-    name = extractor.name.partition("-")[0]
-    sentence = f"training saw through {name} itself, so these scores say little: take another extractor"
-    return [sentence] if name in seen else []
+def _seen(extractor: Extractor) -> str:
+    return f"the critic saw through {extractor.name}, so this says nothing: score with another extractor"
 
 
 def _written(path: Path, report: Memorisation, made: Features, training: Features) -> str:
@@ -248,10 +224,35 @@ def _written(path: Path, report: Memorisation, made: Features, training: Feature
 
 
 def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str, ...]:
-    notes, fewest = [], min(FEW if n is None else n for n in counts)
-    if fewest < FEW:
-        notes.append(f"FID is biased at {fewest} images, fewer than {FEW:,}: KID is the number to compare")
+    notes, fewest = [], min(COMPARABLE if n is None else n for n in counts)
+    if fewest < COMPARABLE:
+        notes.append(
+            f"FID is biased at {fewest} images, fewer than {COMPARABLE:,}: KID is the number to compare"
+        )
     if len(shapes) > 1:
         sizes = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
         notes.append(f"the images are of different sizes, {sizes}: --size brings all to one")
     return tuple(notes)
+
+
+def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callable[[Tensor], Scores] | None:
+    """What scores a run's images (n, 3, H, W), uint8: against those that it trains on and its reference.
+
+    Args:
+        settings: a script's, which name the extractor, the reference and the seed, and say whether to score.
+        images: what is trained on; their size is what all images are brought to.
+        seen: the extractors that the critic saw through.
+
+    Returns:
+        None when score_every is 0.
+    """
+    if not settings.score_every:
+        return None
+    extractor = load(settings.extractor, device=str(images.pixels.device))
+    size = images.pixels.shape[-1]
+
+    def scored(pixels: Tensor) -> Scores:
+        given = {"extractor": extractor, "size": size, "seed": settings.seed, "seen": seen}
+        return score(pixels, images, settings.reference, **given)
+
+    return scored

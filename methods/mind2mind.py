@@ -11,7 +11,18 @@ a new folder in target_domain/.
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Count,
+    Decay,
+    Extractor,
+    Positive,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -23,23 +34,23 @@ class Settings:
         None  # what the autoencoder learns on; the source's own samples, unless given
     )
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
-    autoencoder: int = 500  # iterations of the autoencoder, which come first
-    iterations: int = 2_000  # of both: the autoencoder's, then updates of the generator of codes
-    batch_size: int = 16  # images a step, real and generated each
-    critic_steps: int = 5  # critic updates before each generator update
-    learning_rate: float = 1e-4  # of Adam, for all networks
-    penalty: float = 10.0  # weight of the gradient penalty of the critic of codes
-    hidden: int = 512  # width of the generator and the critic of codes
+    autoencoder: Count = 500  # iterations of the autoencoder, which come first
+    iterations: Count = 2_000  # of both: the autoencoder's, then updates of the generator of codes
+    batch_size: Batch = 16  # images a step, real and generated each
+    critic_steps: Count = 5  # critic updates before each generator update
+    learning_rate: Positive = 1e-4  # of Adam, for all networks
+    penalty: Positive = 10.0  # weight of the gradient penalty of the critic of codes
+    hidden: Count = 512  # width of the generator and the critic of codes
     augment: Augmentation = "flip"  # of the images that are coded
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    seed: int = 0
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 100
-    save_every: int = 1000
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 100
+    save_every: Count = 1000
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -58,13 +69,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import wgan_64
+from fid import scorer
 from transfer.augment import Augment
 from transfer.engine import captured, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv
 from transfer.plan import table
 from transfer.record import Run
-from transfer.weights import Average, Source, carry
+from transfer.shared import Source, carry
+from transfer.weights import Average
 
 
 class Generator(wgan_64.Generator):
@@ -72,6 +85,7 @@ class Generator(wgan_64.Generator):
 
     def __init__(self, latent=100, width=64, hidden=512):
         super().__init__(latent, width)
+        self.arguments["hidden"] = hidden
         self.mapping = perceptron(latent, hidden, hidden, latent)
 
     decode = wgan_64.Generator.forward
@@ -112,10 +126,9 @@ def main(settings: Settings) -> Path | None:
     torch.manual_seed(settings.seed)
     source = Source.read(settings.source)
     G = Generator(source.latent, source.width, settings.hidden).to(device, memory_format=torch.channels_last)
-    carry(G, source.generator, "G")
+    carry(G, source, "G")
     encoder = Encoder(source.latent, source.width)
-    codes = {"conv5.weight": encoder.conv5.weight}  # stays random: a code is no score
-    carry(encoder, source.discriminator | codes, "D")
+    carry(encoder, source, "D", anew=["conv5"])  # which stays random: a code is no score
     encoder.to(device, memory_format=torch.channels_last)
     critic = perceptron(source.latent, settings.hidden, settings.hidden, 1).to(device)
     images = Images.load(settings.images, device)
@@ -135,8 +148,8 @@ def main(settings: Settings) -> Path | None:
     )
     parts = {"G": G, "D": critic, "encoder": encoder, "average": average, "optimizer": optimizer}
     parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(encoder, G, iterations=settings.iterations, fast=settings.fast)
-    run = Run(settings, __file__, images, parts)
+    encode, _ = tune(encoder, G, iterations=settings.iterations, fast=settings.fast)
+    run = Run(settings, __file__, images, parts, score=scorer(settings, images))
 
     def latents():
         return torch.randn(settings.batch_size, source.latent, device=device)
@@ -144,7 +157,7 @@ def main(settings: Settings) -> Path | None:
     def autoencoder_step():
         with torch.no_grad():
             x = faces.batch(settings.batch_size) if faces else original.decode(latents())
-        loss = F.mse_loss(G.decode(encoder(x)), x)
+        loss = F.mse_loss(G.decode(encode(x)), x)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,7 +165,7 @@ def main(settings: Settings) -> Path | None:
 
     def critic_step():
         with torch.no_grad():
-            real = encoder(augment.real(images.batch(settings.batch_size)))
+            real = encode(augment.real(images.batch(settings.batch_size)))
             fake = G.mapping(latents())
         estimate = critic(real).mean() - critic(fake).mean()
         loss = settings.penalty * gradient_penalty(critic, real, fake) - estimate

@@ -8,11 +8,25 @@ another G the generator learns beside it. Writes samples and checkpoints to a ne
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from transfer.plan import FrozenNorm, Plan, Rescale, Split
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.plan import Plan, Split
+from transfer.policies import FrozenNorm, Rescale
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Before,
+    Count,
+    Decay,
+    Extractor,
+    Optimizer,
+    Positive,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -24,22 +38,23 @@ class Settings:
     G: Plan = Split(5, 0, 0)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
     D: Plan = Split(0, 0, 5)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
-    frozen_norm: FrozenNorm = "batch"  # frozen layers use the batch's statistics or the source's
-    iterations: int = 1_000  # generator updates; the dissertation's 20,000 is one flag away
-    batch_size: int = 16  # images a step, real and generated each
-    critic_steps: int = 5  # critic updates before each generator update
-    learning_rate: float = 2e-4  # of RMSprop, for both networks
-    clip: float = 0.01  # the critic's effective kernels stay in [-clip, clip]
+    frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
+    iterations: Count = 1_000  # generator updates; the dissertation's 20,000 is one flag away
+    batch_size: Batch = 16  # images a step, real and generated each
+    critic_steps: Count = 5  # critic updates before each generator update
+    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    learning_rate: Positive = 2e-4  # of the optimizer, for both networks
+    clip: Positive = 0.01  # the critic's effective kernels stay in [-clip, clip]
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    seed: int = 0
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 100
-    save_every: int = 1000
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 100
+    save_every: Count = 1000
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -53,18 +68,22 @@ import torch
 from torch import nn
 
 import wgan_64
+from fid import scorer
 from transfer.augment import Augment
 from transfer.engine import Reals, captured, choose_device, tune
 from transfer.images import Images
-from transfer.plan import FROM_SCRATCH, table
+from transfer.plan import table
+from transfer.policies import FINETUNE
 from transfer.record import Run
-from transfer.weights import Average, Source, carry, clip_, learning, set_clip
+from transfer.shared import Source, carry
+from transfer.weights import Average, Clip, learning, optimizer
+from wgan_64 import Discriminator
 
 
 class Generator(wgan_64.Generator):
     """z (N, latent) -> the generator's images (N, 3, 64, 64) of the latents that the miner makes of z."""
 
-    def __init__(self, latent=100, width=64, policies=FROM_SCRATCH):
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
         super().__init__(latent, width, policies)
         self.mapping = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent))
 
@@ -81,10 +100,10 @@ def main(settings: Settings) -> Path | None:
     policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
     policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
     G = Generator(source.latent, source.width, policies_G).to(device, memory_format=torch.channels_last)
-    D = wgan_64.Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
-    carry(G, source.generator, "G")
-    carry(D, source.discriminator, "D")
-    set_clip(D, settings.clip)
+    D = Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
+    carry(G, source, "G")
+    carry(D, source, "D")
+    clip = Clip(D, settings.clip, carried=True)
     images = Images.load(settings.images, device)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
@@ -92,26 +111,28 @@ def main(settings: Settings) -> Path | None:
 
     augment = Augment(settings.augment)
     average = Average(G, settings.ema_decay)
-    rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
-    optimizer_G, optimizer_D = (rmsprop([{"params": learning(network)}]) for network in (G, D))
+    optimizer_G, optimizer_D = (
+        optimizer(settings.optimizer, network, settings.learning_rate) for network in (G, D)
+    )
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    run = Run(settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}")
-    reals = Reals(D, images, augment, settings.fast)  # what frozen layers make of them is kept, where exact
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
+    plans = f"G{settings.G.digits}-D{settings.D.digits}"
+    run = Run(settings, __file__, images, parts, plans, score=scorer(settings, images))
+    reals = Reals(judge, images, augment, settings.fast)  # keeps what frozen layers make of them, where exact
 
     def critic_step():
         with torch.no_grad():
-            fake = G(torch.randn(settings.batch_size, source.latent, device=device))
-        estimate = reals.scores(settings.batch_size).mean() - D(augment.fake(fake)).mean()
+            fake = generate(torch.randn(settings.batch_size, source.latent, device=device))
+        estimate = reals.scores(settings.batch_size).mean() - judge(augment.fake(fake)).mean()
         optimizer_D.zero_grad()
         (-estimate).backward(inputs=learning(D))
         optimizer_D.step()
-        clip_(D, settings.clip)
+        clip()
         return estimate.detach()
 
     def generator_step():
         z = torch.randn(settings.batch_size, source.latent, device=device)
-        loss = -D(augment.fake(G(z))).mean()
+        loss = -judge(augment.fake(generate(z))).mean()
         if learning(G):
             optimizer_G.zero_grad()
             loss.backward(inputs=learning(G))

@@ -12,8 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transfer.plan import FrozenNorm, Plan, Rescale, Split
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.plan import Plan, Split
+from transfer.policies import FrozenNorm, Rescale
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Count,
+    Decay,
+    Extractor,
+    Positive,
+    Weight,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -29,27 +42,27 @@ class Settings:
     features: Literal["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "vgg16"] = (
         "efficientnet_lite1"  # the network that the heads see through, which no score may come from
     )
-    stretch: int = 128  # pixels that images are stretched to before that network
-    channels: int = 128  # of the heads
-    iterations: int = 2_000  # generator updates
-    batch_size: int = 16  # images a step, real and generated each
-    learning_rate: float = 2e-4  # of Adam with betas 0 and 0.99, for all networks
-    lecam: float = 0.3  # weight of: each critic's scores from the other side's average (LeCam)
-    blur: float = 2.0  # standard deviation in pixels of what the critic sees, at the beginning ...
-    fade: int = 300  # ... and the iteration at which it is gone
+    stretch: Count = 128  # pixels that images are stretched to before that network
+    channels: Count = 128  # of the heads
+    iterations: Count = 2_000  # generator updates
+    batch_size: Batch = 16  # images a step, real and generated each
+    learning_rate: Positive = 2e-4  # of Adam with betas 0 and 0.99, for all networks
+    lecam: Weight = 0.3  # weight of: each critic's scores from the other side's average (LeCam)
+    blur: Weight = 2.0  # standard deviation in pixels of what the critic sees, at the beginning ...
+    fade: Count = 300  # ... and the iteration at which it is gone
     keep_heads: bool = True  # the source's heads and pixel critic go on, where it has them
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    latent: int = 100  # numbers a latent z, without a source
-    width: int = 64  # channels of the layer next to the image, without a source
-    seed: int = 0
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    latent: Count = 100  # numbers a latent z, without a source
+    width: Count = 64  # channels of the layer next to the image, without a source
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 100
-    save_every: int = 250
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 100
+    save_every: Count = 250
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "efficientnet_lite0"  # of the scores
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -67,20 +80,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fid import load
+from fid import load, scorer
 from transfer.augment import Augment
 from transfer.engine import bf16_on, choose_device, keep_pages
 from transfer.images import Images
 from transfer.layers import Conv
-from transfer.plan import FROM_SCRATCH, table
+from transfer.plan import table
+from transfer.policies import FINETUNE
 from transfer.record import Run
 from transfer.regularisers import LeCam
-from transfer.weights import Average, Source, carry, learning
+from transfer.shared import Source, carry
+from transfer.weights import Average, check_learning, learning
 from wgan_64 import Generator
+
+WON = 0.1  # share of what critics lose that know nothing: below it a warning says that they have won
 
 
 class Spectral(nn.Module):
-    """A kernel (C_out, ...) over its largest singular value (Miyato et al. 2018); one power iteration a call."""
+    """A kernel (C_out, ...) over its largest singular value (Miyato et al. 2018); one iteration a call."""
 
     def __init__(self, rows):
         super().__init__()
@@ -107,8 +124,9 @@ def normalised(*args, **kwargs):
 class Discriminator(nn.Module):
     """x (N, 3, 64, 64) -> scores (N, 1), unbounded; a policy for each of the five layers."""
 
-    def __init__(self, width=64, policies=FROM_SCRATCH):
+    def __init__(self, width=64, policies=5 * (FINETUNE,)):
         super().__init__()
+        self.arguments = {"width": width}
         p1, p2, p3, p4, p5 = policies
         self.conv1 = normalised(3, width, 4, 2, 1, p1)
         self.conv2 = normalised(width, 2 * width, 4, 2, 1, p2)
@@ -172,7 +190,7 @@ class InFloat32(nn.Module):
 
 
 def rounded(network):
-    """A frozen network in bf16, but for depthwise convolutions of stride 2, whose gradient takes 50 times as long."""
+    """A frozen network in bf16, but for what that is slow at: the gradient of depthwise steps of 2."""
     network.bfloat16()
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -188,7 +206,7 @@ def main(settings: Settings) -> Path | None:
     torch.manual_seed(settings.seed)
     source = None if settings.source is None else Source.read(settings.source)
     latent, width = (settings.latent, settings.width) if source is None else (source.latent, source.width)
-    policies_G, policies_D = FROM_SCRATCH, FROM_SCRATCH
+    policies_G = policies_D = 5 * (FINETUNE,)
     if source is not None:
         policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
         policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
@@ -203,10 +221,12 @@ def main(settings: Settings) -> Path | None:
     D = Discriminator(width, policies_D)
     heads = Heads(Head(shape[1], shape[2], settings.channels) for shape in shapes)
     if source is not None:
-        carry(G, source.generator, "G")
-        if settings.keep_heads and source.extra:
-            D.load_state_dict(source.discriminator)
-            heads.load_state_dict(source.extra)
+        carry(G, source, "G")
+    known = source is not None and settings.keep_heads and bool(source.heads)
+    if known:
+        carry(D, source, "D")
+        heads.load_state_dict(source.heads)
+    check_learning(G)
     for part in (G, D, heads):
         part.to(device, memory_format=torch.channels_last)
     images = Images.load(settings.images, device)
@@ -227,8 +247,8 @@ def main(settings: Settings) -> Path | None:
     parts = {"G": G, "D": D, "heads": heads, "lecam": lecam, "average": average}
     parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
     digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
-    run = Run(settings, __file__, images, parts, title=digits)
-    known = source is not None and settings.keep_heads and bool(source.extra)
+    score = scorer(settings, images, seen=(settings.features,))
+    run = Run(settings, __file__, images, parts, title=digits, score=score)
 
     def cast():
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -250,8 +270,9 @@ def main(settings: Settings) -> Path | None:
         with torch.no_grad():
             real_maps = maps(real)
         fake_maps = maps(fake)
-        both = [torch.cat([a, b.detach()]) for a, b in zip([real, *real_maps], [fake, *fake_maps], strict=True)]
-        on_real, on_fake = zip(*(each.chunk(2) for each in scores(both[0], both[1:])), strict=True)
+        pairs = zip([real, *real_maps], [fake, *fake_maps], strict=True)
+        x, *features = (torch.cat([a, b.detach()]) for a, b in pairs)
+        on_real, on_fake = zip(*(each.chunk(2) for each in scores(x, features)), strict=True)
         hinge = sum(
             F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)
         )
@@ -263,12 +284,15 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.zero_grad()
         loss.backward(inputs=learning(G))
         optimizer_G.step()
-        return {"critic": hinge.detach() / (2 * len(on_real)), "generator": loss.detach()}
+        share = hinge.detach() / (2 * len(on_real))  # of what critics lose that know nothing
+        return {"critic": share, "generator": loss.detach()}
 
     for step in run.steps():
         losses = iteration(step)
         average.update(G, step)
         run.losses(**losses)
+        if step % settings.log_every == 0 and losses["critic"] < WON:
+            run.warn("the critic has won: the generator learns little from it; give a larger blur or lecam")
     return run.folder
 
 

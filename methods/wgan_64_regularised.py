@@ -8,11 +8,26 @@ and checkpoints to a new folder in target_domain/.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from transfer.plan import FrozenNorm, Plan, Rescale, Split
-from transfer.settings import Augmentation, Extractor, check, command_line, user_errors
+from transfer.plan import Plan, Split
+from transfer.policies import FrozenNorm, Rescale
+from transfer.settings import (
+    Augmentation,
+    Batch,
+    Before,
+    Count,
+    Decay,
+    Extractor,
+    Optimizer,
+    Positive,
+    Weight,
+    Whole,
+    check,
+    command_line,
+    user_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -25,27 +40,28 @@ class Settings:
     D: Plan = Split(1, 2, 2)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
-    iterations: int = 1_000  # generator updates; the dissertation's 20,000 is one flag away
-    batch_size: int = 16  # images a step, real and generated each
-    critic_steps: int = 5  # critic updates before each generator update
-    learning_rate: float = 2e-4  # of RMSprop, for both networks
-    clip: float = 0.01  # the critic's effective kernels stay in [-clip, clip]
+    iterations: Count = 1_000  # generator updates; the dissertation's 20,000 is one flag away
+    batch_size: Batch = 16  # images a step, real and generated each
+    critic_steps: Count = 5  # critic updates before each generator update
+    optimizer: Annotated[Optimizer, Before("rmsprop")] = "rmsprop"  # adam: its first steps corrected
+    learning_rate: Positive = 2e-4  # of the optimizer, for both networks
+    clip: Positive = 0.01  # the critic's effective kernels stay in [-clip, clip]
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
-    l2_sp: float = 0.0  # weight of: the distance of learning tensors from the source's, both networks
-    distillation: float = 0.0  # ... the critic's features of real images from the source's (FreezeD)
-    ewc: float = 0.0  # ... the same distance weighed by Fisher information, the generator (EWC)
-    consistency: float = 0.0  # ... which latents are alike to the generator and to the source's (CDC)
-    lecam: float = 0.0  # ... the critic's scores from the other side's average (LeCam)
-    adapt: int = 0  # images set aside to see overfitting by, which then decides how often to augment
-    ema_decay: float = 0.999  # of the generator's moving average, which is what is sampled
-    seed: int = 0
+    l2_sp: Weight = 0.0  # weight of: the distance of learning tensors from the source's, both networks
+    distillation: Weight = 0.0  # ... the critic's features of real images from the source's (FreezeD)
+    ewc: Weight = 0.0  # ... the same distance weighed by Fisher information, the generator (EWC)
+    consistency: Weight = 0.0  # ... which latents are alike to the generator and to the source's (CDC)
+    lecam: Weight = 0.0  # ... the critic's scores from the other side's average (LeCam)
+    adapt: Whole = 0  # images set aside to see overfitting by, which then decides how often to augment
+    ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
+    seed: Whole = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
-    log_every: int = 50
-    sample_every: int = 100
-    save_every: int = 1000
-    score_every: int = 0  # scores every so many iterations and at the end; 0 for none
+    log_every: Count = 50
+    sample_every: Count = 100
+    save_every: Count = 1000
+    score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
@@ -57,13 +73,15 @@ if __name__ == "__main__":
 
 import torch
 
+from fid import scorer
 from transfer.augment import Adaptive, Augment
 from transfer.engine import captured, choose_device, tune
 from transfer.images import Images
 from transfer.plan import table
 from transfer.record import Run
 from transfer.regularisers import EWC, L2SP, DistanceConsistency, Distillation, LeCam
-from transfer.weights import Average, Source, carry, clip_, learning, set_clip
+from transfer.shared import Source, carry
+from transfer.weights import Average, Clip, check_learning, learning, optimizer
 from wgan_64 import Discriminator, Generator
 
 
@@ -77,9 +95,10 @@ def main(settings: Settings) -> Path | None:
     policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
     G = Generator(source.latent, source.width, policies_G).to(device, memory_format=torch.channels_last)
     D = Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
-    carry(G, source.generator, "G")
-    carry(D, source.discriminator, "D")
-    set_clip(D, settings.clip)
+    carry(G, source, "G")
+    carry(D, source, "D")
+    check_learning(G, D)
+    clip = Clip(D, settings.clip, carried=True)
     images = Images.load(settings.images, device)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
@@ -89,36 +108,39 @@ def main(settings: Settings) -> Path | None:
     augment = Augment(settings.augment)
     if settings.adapt:
         augment = Adaptive(augment, aside)
-    near_G, near_D = (L2SP(settings.l2_sp, network) for network in (G, D))
-    consolidated = EWC(settings.ewc, G, D)
-    distilled = Distillation(settings.distillation, D, training)
-    consistent = DistanceConsistency(settings.consistency, G)
+    l2_sp_G, l2_sp_D = (L2SP(settings.l2_sp, network) for network in (G, D))
+    ewc = EWC(settings.ewc, G, D)
+    distillation = Distillation(settings.distillation, D, training)
+    consistency = DistanceConsistency(settings.consistency, G)
     lecam = LeCam(settings.lecam, device)
     average = Average(G, settings.ema_decay)
-    rmsprop = partial(torch.optim.RMSprop, lr=settings.learning_rate, capturable=device.type == "cuda")
-    optimizer_G, optimizer_D = (rmsprop([{"params": learning(network)}]) for network in (G, D))
+    optimizer_G, optimizer_D = (
+        optimizer(settings.optimizer, network, settings.learning_rate) for network in (G, D)
+    )
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
     parts |= {"lecam": lecam, "augment": augment} if settings.adapt else {"lecam": lecam}
-    tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    run = Run(settings, __file__, images, parts, title=f"G{settings.G.digits}-D{settings.D.digits}")
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
+    plans = f"G{settings.G.digits}-D{settings.D.digits}"
+    run = Run(settings, __file__, images, parts, plans, score=scorer(settings, images))
 
     def critic_step():
         with torch.no_grad():
-            fake = G(torch.randn(settings.batch_size, source.latent, device=device))
-        real, fake = D(augment.real(training.batch(settings.batch_size))), D(augment.fake(fake))
+            fake = generate(torch.randn(settings.batch_size, source.latent, device=device))
+        real = judge(augment.real(training.batch(settings.batch_size)))
+        fake = judge(augment.fake(fake))
         estimate = real.mean() - fake.mean()
-        loss = -estimate + near_D() + distilled(settings.batch_size) + lecam(real, fake)
+        loss = -estimate + l2_sp_D() + distillation(settings.batch_size) + lecam(real, fake)
+        if settings.adapt:
+            augment.update(judge, real, fake)  # before the step, so that one critic has scored all three
         optimizer_D.zero_grad()
         loss.backward(inputs=learning(D))
         optimizer_D.step()
-        clip_(D, settings.clip)
-        if settings.adapt:
-            augment.update(D, real, fake)
+        clip()
         return estimate.detach()
 
     def generator_step():
         z = torch.randn(settings.batch_size, source.latent, device=device)
-        loss = -D(augment.fake(G(z))).mean() + near_G() + consolidated() + consistent(z)
+        loss = -judge(augment.fake(generate(z))).mean() + l2_sp_G() + ewc() + consistency(z)
         if learning(G):
             optimizer_G.zero_grad()
             loss.backward(inputs=learning(G))
@@ -131,6 +153,8 @@ def main(settings: Settings) -> Path | None:
             for _ in range(settings.critic_steps):
                 losses["wasserstein"] = critic_step()
         losses["generator"] = generator_step()
+        if settings.adapt:
+            losses["augmented"] = augment.p  # the share of images that are
         return losses
 
     train = captured(iteration, device, settings.fast)

@@ -1,15 +1,18 @@
 """Small stand-ins: a folder of images, and a pre-trained source of a tiny width."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+from torch import nn
 
 import wgan_64
-from transfer import weights
+from tests.stand_ins import images, write
+from transfer import shared, weights
 
 LATENT, WIDTH = 4, 4
 
@@ -36,11 +39,20 @@ def pretrained() -> tuple[wgan_64.Generator, wgan_64.Discriminator]:
     """A generator and a critic with running statistics of their own, as if they had been trained."""
     torch.manual_seed(1)
     G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
-    weights.clip_(D, 0.01)
+    weights.Clip(D, 0.01)()
     with torch.no_grad():
         for _ in range(50):
             D(G(torch.randn(16, LATENT)))
     return G, D
+
+
+def as_source(
+    G: nn.Module | None = None, D: nn.Module | None = None, settings: dict[str, Any] | None = None
+) -> shared.Source:
+    """Networks as the source that a file of theirs would be; with settings, a run's."""
+    tensors = ({} if network is None else network.state_dict() for network in (G, D))
+    arguments = {"latent": LATENT, "width": WIDTH}
+    return shared.Source(Path("tiny"), *tensors, settings=settings or {}, arguments=arguments)
 
 
 @pytest.fixture
@@ -54,5 +66,10 @@ def source(tmp_path_factory) -> Path:
     """The same two as a file that a transfer starts from."""
     G, D = pretrained()
     path = tmp_path_factory.mktemp("source") / "tiny.safetensors"
-    weights.share(path, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {"iterations": 0})
+    shared.share(path, {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}, {"iterations": 0})
     return path
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    return write(tmp_path / "made", images(9, 1)), write(tmp_path / "real", images(7, 2))

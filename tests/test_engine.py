@@ -13,15 +13,24 @@ from torch.utils.flop_counter import FlopCounterMode
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from benchmarks.step import COUNTED, LEFT
+from benchmarks.step import COUNTED, LEFT_BY_DEPTH
 from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
-from tests.test_scripts import tiny
-from transfer import UserError, engine, weights, winograd
+from tests.runs import tiny
+from transfer import UserError, engine, shared, weights, winograd
 from transfer.augment import Augment
-from transfer.engine import PAYS_FROM, Reals, captured, choose_device, fixed_layers, tune
+from transfer.engine import (
+    PAYS_FROM,
+    Reals,
+    Tuned,
+    captured,
+    choose_device,
+    fixed_layers,
+    stages,
+    tune,
+    use_few_products,
+)
 from transfer.images import Images
-from transfer.layers import stages
 from transfer.plan import Split
 from transfer.weights import learning
 
@@ -71,10 +80,10 @@ def test_the_wide_convolutions_use_few_products_where_that_pays(
     instructions(monkeypatch, **has)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
-    tune(G, D, iterations=iterations, fast=fast)
+    _, judge = tune(G, D, iterations=iterations, fast=fast)
     used = []
     monkeypatch.setattr(winograd, "conv2d", lambda x, w: used.append(w) or F.conv2d(x, w, None, 2, 1))
-    D(torch.rand(2, 3, 64, 64))
+    judge(torch.rand(2, 3, 64, 64))
     assert len([w for w in used if w.shape[1] > 3]) == few
     assert capsys.readouterr().out.startswith(said)
 
@@ -89,33 +98,34 @@ def test_without_a_compiler_it_goes_on_with_torchs_convolutions(monkeypatch, cap
     monkeypatch.setattr(torch, "compile", fails)
     D = wgan_64.Discriminator(WIDTH)
     tune(D, iterations=PAYS_FROM)
-    assert not D.conv2.few_products
+    assert D.conv2.convolve is F.conv2d
     assert "compiler" in capsys.readouterr().out
 
 
-def critic_gradients(D, x, y):
-    """The gradients of D's weights in a critic step with gradient penalty, if D has a gradient."""
-    loss = D(y).mean() - D(x).mean()
-    if hasattr(D, "gradient"):
+def critic_gradients(judge, x, y, penalty):
+    """The gradients of a critic's weights in a step, with or without gradient penalty."""
+    loss = judge(y).mean() - judge(x).mean()
+    if penalty:
         torch.manual_seed(2)
-        loss = loss + 10 * wgan_gp_64.gradient_penalty(D, x, y)
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, learning(D))])
+        gradient = judge.hasten(partial(wgan_gp_64.score_gradient, judge.network))
+        loss = loss + 10 * wgan_gp_64.gradient_penalty(gradient, x, y)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, learning(judge.network))])
 
 
-@pytest.mark.parametrize("script", [wgan_64, wgan_gp_64])
+@pytest.mark.parametrize("penalty", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_bf16_steps_agree_with_float32_and_return_float32(monkeypatch, script, compiled):
+def test_bf16_steps_agree_with_float32_and_return_float32(monkeypatch, penalty, compiled):
     instructions(monkeypatch, amx=True)
     # Inductor's code is slow to make; what is compiled and what is not is the same without it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.manual_seed(0)
-    D = script.Discriminator(8)
+    D = wgan_64.Discriminator(8, norm=not penalty)
     x = torch.rand(8, 3, 1, 1).expand(-1, -1, 64, 64) * 2 - 1  # alike, they would cancel to rounding errors
     y = torch.rand(8, 3, 64, 64) * 2 - 1
-    exact = critic_gradients(D, x, y)
-    tune(D, iterations=PAYS_FROM if compiled else 1)
-    fast = critic_gradients(D, x, y)
-    assert D(x).dtype == torch.float32 and fast.dtype == torch.float32
+    exact = critic_gradients(Tuned(D), x, y, penalty)
+    (judge,) = tune(D, iterations=PAYS_FROM if compiled else 1)
+    fast = critic_gradients(judge, x, y, penalty)
+    assert judge(x).dtype == torch.float32 and fast.dtype == torch.float32
     apart = (fast - exact).norm() / exact.norm()
     assert 1e-4 < apart < 0.15  # products of bf16 are 0.4 % off, and five layers there and back add up
 
@@ -124,22 +134,22 @@ def test_a_critic_whose_gradient_is_differentiated_again_is_not_compiled(monkeyp
     instructions(monkeypatch, amx=True)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     D = wgan_gp_64.Discriminator(WIDTH, norm=True)
-    tune(D, iterations=PAYS_FROM, double_backward=True)
-    assert critic_gradients(D, *torch.rand(2, 4, 3, 64, 64)).isfinite().all()
+    (judge,) = tune(D, iterations=PAYS_FROM, double_backward=True)
+    assert critic_gradients(judge, *torch.rand(2, 4, 3, 64, 64), True).isfinite().all()
 
 
 @pytest.mark.parametrize("few_products", [False, True])
 def test_the_critics_gradient_is_autograds_and_so_is_its_own(monkeypatch, few_products):
-    monkeypatch.setattr(winograd, "THIN", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     torch.manual_seed(0)
-    D = wgan_gp_64.Discriminator(WIDTH).double()
+    D = wgan_gp_64.Discriminator(WIDTH, norm=False).double()
     for bias in (D.conv1.bias, D.conv2.bias, D.conv3.bias, D.conv4.bias):
         torch.nn.init.normal_(bias, std=0.1)
-    for conv in (D.conv2, D.conv3, D.conv4):
-        conv.few_products = few_products
+    if few_products:
+        use_few_products(D)
     x = torch.randn(4, 3, 64, 64, dtype=torch.double, requires_grad=True)
     (autograds,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
-    ours = D.gradient(x)
+    ours = wgan_gp_64.score_gradient(D, x)
     assert (ours - autograds).norm() < 1e-6 * autograds.norm()
     weights = [p for name, p in D.named_parameters() if "weight" in name]  # a slope does not depend on biases
     both = [torch.autograd.grad(g.square().sum(), weights, retain_graph=True) for g in (ours, autograds)]
@@ -172,7 +182,7 @@ class StaysOnDevice(TorchDispatchMode):
 def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, augment):
     """Which is what a graph needs: on the meta device no value can be read and nothing can be moved."""
     script, settings = tiny(name, faces, source, tmp_path, augment=augment)
-    monkeypatch.setattr(script, "set_clip", lambda *_: None, raising=False)
+    monkeypatch.setattr(weights.Clip, "check", lambda *_: None)
     settings = replace(settings, device="meta")
     iteration, _ = iteration_of(script, settings, Images.load(faces, "meta"))
     with StaysOnDevice() as mode:
@@ -228,8 +238,8 @@ def test_freezing_saves_the_arithmetic_that_it_can(faces, tmp_path):
     G, D = wgan_64.Generator(LATENT), wgan_64.Discriminator()
     path = tmp_path / "wide.safetensors"
     networks = {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}
-    weights.clip_(D, 0.01)
-    weights.share(path, networks, {})
+    weights.Clip(D, 0.01)()
+    shared.share(path, networks, {})
     counts = []
     for depth in range(6):
         settings = wgan_64_transferlearning.Settings(
@@ -237,7 +247,7 @@ def test_freezing_saves_the_arithmetic_that_it_can(faces, tmp_path):
             frozen_norm="source", iterations=1, G=Split(0, 0, 5), D=Split(depth, 0, 5 - depth),
         )  # fmt: skip
         counts.append(operations(wgan_64_transferlearning, settings, Images.load(faces)))
-    assert [count / counts[0] for count in counts] == pytest.approx(LEFT, abs=0.01)
+    assert [count / counts[0] for count in counts] == pytest.approx(LEFT_BY_DEPTH, abs=0.01)
 
 
 def frozen_critic(depth, norm="source", widths=WIDTH):
@@ -273,7 +283,7 @@ def test_scores_through_kept_features_are_the_scores(faces, augment, depth):
     both = []
     for fast in (True, False):
         torch.manual_seed(3)
-        reals = Reals(D, images, Augment(augment), fast)
+        reals = Reals(Tuned(D), images, Augment(augment), fast)
         assert (reals.features is not None) == (fast and depth > 0 and augment in ("none", "flip"))
         both.append(torch.stack([reals.scores(6) for _ in range(4)]))
     assert torch.allclose(*both, rtol=1e-5, atol=1e-7)
@@ -284,15 +294,15 @@ def test_kept_features_go_on_in_the_critics_own_precision(monkeypatch, faces):
     instructions(monkeypatch, amx=True)
     D, images = frozen_critic(3, widths=8), Images.load(faces)
     exact = D(images.at(slice(None))).detach()
-    tune(D, iterations=1)
+    (judge,) = tune(D, iterations=1)
     both = []
     for fast in (True, False):
         torch.manual_seed(3)
-        both.append(Reals(D, images, Augment("none"), fast).scores(8))
+        both.append(Reals(judge, images, Augment("none"), fast).scores(8))
     assert torch.allclose(*both, rtol=1e-5, atol=1e-7) and both[0].dtype == torch.float32
-    assert not torch.allclose(D(images.at(slice(None))), exact, rtol=1e-5, atol=1e-7), "bf16 would show"
+    assert not torch.allclose(judge(images.at(slice(None))), exact, rtol=1e-5, atol=1e-7), "bf16 would show"
 
 
 def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch, faces):
     monkeypatch.setattr(engine, "KEPT", 1000)
-    assert Reals(frozen_critic(2), Images.load(faces), Augment("none")).features is None
+    assert Reals(Tuned(frozen_critic(2)), Images.load(faces), Augment("none")).features is None

@@ -1,9 +1,11 @@
 """The experiments: strips of a run's grids, and the page that is written from what was measured."""
 
+import dataclasses
 import json
 import multiprocessing
 import statistics
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -11,9 +13,16 @@ from PIL import Image
 
 import wgan_64
 import wgan_64_transferlearning
-from experiments import lines, report, scale, strip, tables
-from experiments.tables import Budget, Row, Table
+from experiments import __main__ as commands
+from experiments import judge, lines, selection, strip, tables
+from experiments import page as pages
+from experiments import runs as runs_
+from experiments.runs import Budget
+from experiments.selection import Spent
+from experiments.tables import Row, Table
 from transfer import UserError, record
+from transfer.settings import Before
+from transfer.settings import plain as plain_settings
 
 
 def test_a_strip_shows_the_same_latents_row_by_row(tmp_path):
@@ -30,7 +39,7 @@ def test_a_strip_shows_the_same_latents_row_by_row(tmp_path):
 
 
 def test_the_results_page_is_what_the_results_say():
-    assert report.PAGE.read_text() == report.page()
+    assert pages.PAGE.read_text() == pages.page()
 
 
 def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, monkeypatch):
@@ -40,33 +49,53 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     line |= {"extractor": "some-network", "resize": "some resize", "seed": 3, "hardware": "some CPU"}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
-    page = scale.section()
+    page = pages.scale()
     assert "| A against B | 1,000 | 96 | 12.3 | 5.6 | 0.50 | 0.25 | 1.00 | 0.75 | 0.05 |" in page
     assert "| 1,000 | 5,000 | 56.8 | 5.6 |" in page
     assert "some-network, some resize, seed 3" in page and "some CPU" in page
 
 
 def test_the_readme_tells_what_was_measured():
-    readme = " ".join((report.PAGE.parents[1] / "README.md").read_text().split())
-    rows = {line["row"]: line for line in lines.read("scale")}
-    last = [row for row in rows if row.startswith("wgan_64_transferlearning")][-1]
-    source = last.rpartition(" from ")[2]
-    before, after = rows[source]["heldout"], rows[last]["heldout"]
-    assert f"from the source's {before['fid']:.0f} to {after['fid']:.0f}" in readme
-    assert f"{before['n_real']:,} held-out images" in readme
+    readme = pages.PAGE.parents[1].joinpath("README.md").read_text()
+    parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
+    league, scratch = parts["league"].runs, parts["from_scratch"].runs
+    plans = {
+        "G(0, 0, 5) D(2, 0, 3)": league["D(2, 0, 3), G(0, 0, 5), the source's statistics"],
+        "fine-tune every layer": league["Model fine-tuning"],
+        "the combination, G(1, 2, 2) D(1, 2, 2)": league["Combination-D(1,2,2), G(1,2,2)"],
+        "from scratch": scratch["from scratch, DiffAugment"],
+    }
+    for name, found in plans.items():
+        kid, fid = (
+            judge.mean(judge.by_seed(found, figure), 0)
+            for figure in (judge.final, lambda run: judge.last(run)["fid"])
+        )
+        minutes = statistics.mean(run["seconds"] / 60 for run in found)
+        seeds = len(judge.by_seed(found, judge.final))
+        assert f"| {name} | {kid} | {fid} | {minutes:.0f} | {seeds} |" in readme
+    run = plans["G(0, 0, 5) D(2, 0, 3)"][0]
+    own, much = pages.untouched(run["settings"]["source"], run["scores"][-1]), run["scores"][-1]
+    assert f"| the source, before training | {judge.merit(own):.0f} | {own['fid']:.0f} | | |" in readme
+    text = " ".join(readme.split())
+    assert (
+        f"after {run['settings']['iterations']:,} iterations of {run['settings']['batch_size']} images"
+        in text
+    )
+    assert f"{much['n_generated']:,} samples against {much['heldout']['n_real']:,} held-out images" in text
+    assert run["hardware"] == "AMD EPYC, AVX512-BF16, 1 threads"
 
 
 def test_the_plan_that_the_readme_names_is_ahead_by_more_than_the_spread():
     assert (
         "python wgan_64_freeze_layers.py --G 0 0 5 --D 2 0 3"
-        in report.PAGE.parents[1].joinpath("README.md").read_text()
+        in pages.PAGE.parents[1].joinpath("README.md").read_text()
     )
-    parts = {section["table"].key: section["parts"][-1] for section in report.sections() if section["parts"]}
-    league = parts["league"]["runs"]
+    parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
+    league = parts["league"].runs
     own = league["D(2, 0, 3), G(0, 0, 5), the source's statistics"]
-    for other in (league["Model fine-tuning"], parts["from_scratch"]["runs"]["from scratch, DiffAugment"]):
-        ends = {"own": report.by_seed(own, report.final), "other": report.by_seed(other, report.final)}
-        assert len(ends["own"]) > 1 and ", more than" in report.lead(ends, "own", "other")
+    for other in (league["Model fine-tuning"], parts["from_scratch"].runs["from scratch, DiffAugment"]):
+        ends = {"own": judge.by_seed(own, judge.final), "other": judge.by_seed(other, judge.final)}
+        assert len(ends["own"]) > 1 and ", more than" in judge.lead(ends, "own", "other")
         minutes = [statistics.mean(run["seconds"] for run in runs) for runs in (own, other)]
         assert minutes[0] < minutes[1]
 
@@ -79,7 +108,7 @@ def test_the_plan_that_the_readme_names_is_ahead_by_more_than_the_spread():
 def table(tmp_path, monkeypatch, faces, source):
     """A table of two plans that takes a blink, and its budget; results and pictures go to a folder."""
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
-    for module in (tables, report):
+    for module in (runs_, pages):
         monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(record, "SCORED", 64)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
@@ -92,29 +121,29 @@ def table(tmp_path, monkeypatch, faces, source):
         faces, faces, iterations=2, batch_size=4, score_every=1, device="cpu", out=tmp_path / "out"
     )
     table = Table("table_0", "Table 0: two plans", "The first is better.", rows)
-    monkeypatch.setattr(report, "TABLES", (table,))
+    monkeypatch.setattr(pages, "TABLES", (table,))
     return table, budget
 
 
 def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     table, budget = table
-    assert "Not run yet" in report.page() and "Not run yet" in report.html()
-    tables.make([table, table], replace(budget, dry_run=True))
+    assert "Not run yet" in pages.page() and "Not run yet" in pages.html()
+    runs_.make([table, table], replace(budget, dry_run=True))
     assert "2 runs are missing" in capsys.readouterr().out and not lines.read("run")
-    tables.make([table, table], budget)
+    runs_.make([table, table], budget)
     found = lines.read("run")
     assert [line["script"] for line in found] == ["wgan_64_finetune", "wgan_64_freeze_layers"]
     for line in found:
         assert [scores["step"] for scores in line["scores"]] == [1, 2]
         assert line["iterations"] == 2 and line["images"]["count"] == 8 and line["seconds"] > 0
         assert line["scores"][0]["heldout"]["n_real"] == 8 and line["commit"] and line["hardware"]
-    tables.make([table], budget)
+    runs_.make([table], budget)
     assert len(lines.read("run")) == 2, "what has been made is not made again"
-    assert not tables.missing([table], replace(budget, iterations=1)), "a shorter run is part of a longer one"
-    assert len(tables.missing([table], replace(budget, iterations=3))) == 2
-    page, html = report.page(), report.html()
+    assert not runs_.missing([table], replace(budget, iterations=1)), "a shorter run is part of a longer one"
+    assert len(runs_.missing([table], replace(budget, iterations=3))) == 2
+    page, html = pages.page(), pages.html()
     for row in table.rows:
-        value = report.mean([report.last(next(iter(report.of(row, found))))["fid"]])
+        value = judge.mean([judge.last(next(iter(selection.lines_of(row, found))))["fid"]])
         assert f"| {row.name} | {row.published} | {value} |" in page
         assert f"<td>{value}</td>" in html
     assert html.count("data:image/webp") == 2 and html.count("data:image/svg") == 1 and "http" not in html
@@ -123,7 +152,7 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
 def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
     """Two processes at the same tables make each run once between them."""
     table, budget = table
-    script = tables.module(table.rows[0].script)
+    script = runs_.module(table.rows[0].script)
     main, other = script.main, []
 
     def while_the_other_works(settings):
@@ -138,26 +167,26 @@ def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
         return main(settings)
 
     monkeypatch.setattr(script, "main", while_the_other_works)
-    tables.make([table], budget)
+    runs_.make([table], budget)
     assert other[0].exitcode == 0
     assert [line["script"] for line in lines.read("run")] == ["wgan_64_freeze_layers", "wgan_64_finetune"]
 
 
 def _work(results, table, budget):
-    lines.RESULTS, tables.PICTURES, record.SCORED = results, results.with_name("pictures"), 64
-    tables.make([table], budget)
+    lines.RESULTS, runs_.PICTURES, record.SCORED = results, results.with_name("pictures"), 64
+    runs_.make([table], budget)
 
 
 def test_seeds_and_budgets_are_runs_of_their_own(table):
     table, budget = table
     row = table.rows[0]
     names = {
-        tables.identity(row, seed, replace(budget, iterations=iterations))
+        runs_.identity(row, seed, replace(budget, iterations=iterations))
         for seed in (0, 1)
         for iterations in (2, 3)
     }
     assert len(names) == 4
-    assert tables.identity(row, 0, budget) == tables.identity(
+    assert runs_.identity(row, 0, budget) == runs_.identity(
         row, 0, replace(budget, out="elsewhere", device=None)
     )
 
@@ -165,16 +194,18 @@ def test_seeds_and_budgets_are_runs_of_their_own(table):
 def test_batches_of_another_size_draw_as_many_images_and_stand_in_one_table():
     rows = [Row(str(size), "wgan_64_finetune", {"batch_size": size}) for size in (4, 2)]
     budget = Budget(iterations=6, batch_size=4, score_every=3)
-    settings = [tables.settings_of(row, 0, budget) for row in rows]
+    settings = [runs_.settings_of(row, 0, budget) for row in rows]
     assert [(each.iterations, each.batch_size, each.score_every) for each in settings] == [
         (6, 4, 3),
         (12, 2, 6),
     ]
     found = [run_of("wgan_64_finetune", "any", batch_size=size, iterations=24 // size) for size in (4, 2)]
     four, two = found
-    assert list(report.groups(Table("", "", "", tuple(rows)), found).values()) == [{"4": [four], "2": [two]}]
+    assert list(selection.groups(Table("", "", "", tuple(rows)), found).values()) == [
+        {"4": [four], "2": [two]}
+    ]
     silent = Table("", "", "", (Row("fine-tuned", "wgan_64_finetune"),))
-    assert {key[0]: runs for key, runs in report.groups(silent, found).items()} == {
+    assert {key.much: runs for key, runs in selection.groups(silent, found).items()} == {
         "6 iterations of 4 images": {"fine-tuned": [four]},
         "12 iterations of 2 images": {"fine-tuned": [two]},
     }
@@ -187,7 +218,7 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
     class Interrupted(Exception):
         pass
 
-    script = tables.module(row.script)
+    script = runs_.module(row.script)
     main = script.main
 
     def stops(settings):
@@ -196,27 +227,27 @@ def test_a_run_that_was_interrupted_goes_on(table, monkeypatch):
 
     monkeypatch.setattr(script, "main", stops)
     with pytest.raises(Interrupted):
-        tables.make([table], budget)
+        runs_.make([table], budget)
     monkeypatch.setattr(script, "main", main)
-    tables.make([table], budget)
-    folders = list((budget.out / tables.identity(row, 0, budget)).iterdir())
+    runs_.make([table], budget)
+    folders = list((budget.out / runs_.identity(row, 0, budget)).iterdir())
     assert len(folders) == 1 and "resumed" in json.loads((folders[0] / "settings.json").read_text())
 
 
 def test_a_pause_is_not_training():
     log = [{"images_per_second": rate} for rate in (0.1, 50.0, 50.0)]
-    assert tables.trained(wgan_64.Settings(iterations=100, batch_size=10), log) == 100 * 10 * 5 / 50
+    assert runs_.trained(wgan_64.Settings(iterations=100, batch_size=10), log) == 100 * 10 * 5 / 50
 
 
 def test_every_table_of_the_dissertation_can_be_run():
-    found = {table.key: table for table in report.TABLES}
-    assert len(found) == 12
+    found = {table.key: table for table in tables.TABLES}
+    assert len(found) == 13
     tables_of_it = [table for key, table in found.items() if key != "league"]
     published = sorted(row.published for table in tables_of_it for row in table.rows if row.published)
     assert published == [195, 195, 204, 209, 220, 223, 225, 236]
     for table in found.values():
-        budget = tables.PRETRAINING if table.pretraining else Budget()
-        names = [tables.identity(row, 0, budget) for row in table.rows]
+        budget = runs_.PRETRAINING if table.pretraining else Budget()
+        names = [runs_.identity(row, 0, budget) for row in table.rows]
         assert len(set(names)) == len(names)
 
 
@@ -243,7 +274,7 @@ def test_the_verdict_follows_from_the_figures(ends, said):
     rows, runs = zip(
         line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225), strict=True
     )
-    text = " ".join(report.verdict(rows, {"first": runs[0], "second": runs[1]}, {"kid": 0.0015}))
+    text = " ".join(judge.verdict(rows, {"first": runs[0], "second": runs[1]}, {"kid": 0.0015}))
     assert said in text and "1 of 2 runs had a better score before" in text and "one seed of each" in text
     assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
     assert "1 of 2 are better than the source itself (1.5)." in text
@@ -252,12 +283,12 @@ def test_the_verdict_follows_from_the_figures(ends, said):
 
 def test_minutes_are_of_a_machine():
     runs = [{"hardware": machine, "seconds": 60 * m} for machine, m in (("new", 8), ("old", 14), ("old", 16))]
-    assert report.minutes(runs[:1], ["new"]) == "8"
-    assert report.minutes(runs, ["new", "old"]) == "8 a, 15 ± 1 b"
-    assert report.minutes(runs[1:], ["new", "old"]) == "15 ± 1 b"
+    assert pages.minutes(runs[:1], ["new"]) == "8"
+    assert pages.minutes(runs, ["new", "old"]) == "8 a, 15 ± 1 b"
+    assert pages.minutes(runs[1:], ["new", "old"]) == "15 ± 1 b"
     (first, quick), (second, slow) = line_of("first", [1.0]), line_of("second", [2.0])
     slow[0]["hardware"] = "other"
-    text = " ".join(report.verdict((first, second), {"first": quick, "second": slow}))
+    text = " ".join(judge.verdict((first, second), {"first": quick, "second": slow}))
     assert "learns 1,234 numbers, the second 1,234." in text and "minutes" not in text
 
 
@@ -269,8 +300,9 @@ def section_of(key, **scripts):
         runs[rows[-1].name] = [
             run for seed, end in enumerate(ends) for run in line_of("", [end + 9, end, end + 1], seed=seed)[1]
         ]
-    part = {"title": "3 iterations", "budget": (3,), "plans": rows, "runs": runs}
-    return {"table": Table(key, key, "", tuple(rows)), "parts": [part]}
+    budget = Spent("3 iterations", "96", None, "lite", None)
+    part = pages.Part("3 iterations", "", (), [], [], budget, rows, runs)
+    return pages.Section(Table(key, key, "", tuple(rows)), [part])
 
 
 def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
@@ -282,7 +314,7 @@ def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
         section_of("from_scratch", wgan_64_transferlearning=[1.0], wgan_64=[9.0]),
         section_of("learning_rate", wgan_64_transferlearning=[5.0], wgan_64=[3.0, 4.0]),
     ]
-    wins, loses, first, peaks, defaults = (" ".join(said) for _, said in report.answers(found))
+    wins, loses, first, peaks, defaults = (" ".join(said) for _, said in judge.answers(found))
     assert "it is number 2 of 3 (8.0), behind row of wgan_64_finetune (4.0 ± 1.4) by 4.0, more than" in wins
     assert "it is number 3 of 3 (9.0), behind" in loses
     assert "row of wgan_64_finetune is first of 4 (4.0 ± 1.4), ahead of row of wgan_64 (10.0) by 6.0" in first
@@ -292,9 +324,9 @@ def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
     assert (
         f"learning_rate: after 3 iterations row of wgan_64 (4.5 ± 0.7) leads {combination} (6.0)" in defaults
     )
-    (ahead,) = report.stands(found[0]["parts"], "wgan_64_finetune")
+    (ahead,) = judge.stands(found[0].parts, "wgan_64_finetune")
     assert "it is first of 3 (4.0 ± 1.4), ahead of row of wgan_64_transferlearning (8.0)" in ahead
-    assert report.answers([section_of("table_11", wgan_64_finetune=[2.0])]) == []
+    assert judge.answers([section_of("table_11", wgan_64_finetune=[2.0])]) == []
 
 
 @pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
@@ -305,16 +337,16 @@ def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
     others += line_of("second", [5.0])[1] + line_of("second", [7.0])[1]  # its seed on other machines
     third, wide = line_of("third", [100.0])
     wide += line_of("third", [900.0], seed=1)[1]
-    text = " ".join(report.verdict((row, other, third), {"first": runs, "second": others, "third": wide}))
+    text = " ".join(judge.verdict((row, other, third), {"first": runs, "second": others, "third": wide}))
     assert f"leads by {said} the seeds' spread ({2**0.5 * spread:.1f})" in text
 
 
 def run_of(script, source, seed=0, **settings):
-    """A line as tables.make writes it, with what groups look at."""
+    """A line as runs_.make writes it, with what groups look at."""
     own = {"images": "96", "reference": "held", "extractor": "lite", "seed": seed}
     size = {"iterations": 300, "batch_size": 16}
-    given = tables.chosen(Row("", script, size | settings))
-    plain = record.plain(tables.module(script).Settings(**given))
+    given = runs_.chosen(Row("", script, size | settings))
+    plain = plain_settings(runs_.module(script).Settings(**given))
     return {
         "script": script,
         "settings": {**plain, **own, "source": source},
@@ -327,18 +359,18 @@ def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_be
     rows = (Row("transfer", "wgan_64_finetune"), Row("scratch", "wgan_64", {"augment": "none"}))
     young, old = run_of("wgan_64_finetune", "young"), run_of("wgan_64_finetune", "old")
     scratch = run_of("wgan_64", None, augment="none")
-    found = report.groups(Table("", "", "", rows), [young, old, scratch])
+    found = selection.groups(Table("", "", "", rows), [young, old, scratch])
     assert list(found.values()) == [
         {"transfer": [young], "scratch": [scratch]},
         {"transfer": [old], "scratch": [scratch]},
     ]
-    alone = report.groups(Table("", "", "", rows), [scratch])
+    alone = selection.groups(Table("", "", "", rows), [scratch])
     assert list(alone.values()) == [{"scratch": [scratch]}]
 
 
 def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkeypatch):
     rows = tuple(Row(script, script) for script in ("wgan_64_finetune", "wgan_64_freeze_layers"))
-    monkeypatch.setattr(report, "TABLES", (Table("", "", "", rows),))
+    monkeypatch.setattr(pages, "TABLES", (Table("", "", "", rows),))
     scores = [{"step": 1, "fid": 1.0, "kid": 1.0, "n_generated": 9, "extractor": "lite", "diversity": 1.0}]
     scores[0] |= {"heldout": None, "precision": 0.5, "memorisation": {"near_copies": 0.0}}
     also = {
@@ -354,11 +386,11 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     found.append(run_of("wgan_64_finetune", "any", iterations=20) | also)
     found = [{**line, "settings": {**line["settings"], "reference": None}} for line in found]
     monkeypatch.setattr(lines, "read", lambda kind: found * (kind == "run"))
-    (section,) = report.sections()
-    assert [part["title"] for part in section["parts"]] == ["10 iterations of 16 images"]
+    (section,) = pages.sections()
+    assert [part.title for part in section.parts] == ["10 iterations of 16 images"]
     monkeypatch.setattr(lines, "read", lambda kind: found[2:] * (kind == "run"))
-    (section,) = report.sections()
-    assert [part["title"] for part in section["parts"]] == ["20 iterations of 16 images"]
+    (section,) = pages.sections()
+    assert [part.title for part in section.parts] == ["20 iterations of 16 images"]
 
 
 def test_a_longer_run_stands_for_a_shorter_one_with_its_seed_where_others_are():
@@ -374,8 +406,10 @@ def test_a_longer_run_stands_for_a_shorter_one_with_its_seed_where_others_are():
     )
     elsewhere["hardware"] = "another machine"
     other = run("wgan_64_freeze_layers", 0, 3)
-    found = report.groups(Table("", "", "", rows), [short, same, longer, elsewhere, other])
-    assert [key[0].split()[0] for key in found] == ["200", "400"], "no table of 100: no run was made with it"
+    found = selection.groups(Table("", "", "", rows), [short, same, longer, elsewhere, other])
+    assert [key.much.split()[0] for key in found] == ["200", "400"], (
+        "no table of 100: no run was made with it"
+    )
     (own, stage, another), (beside,) = found[next(iter(found))].values()
     assert own is short, "the run that was made with the budget, though a longer one with the seed is there"
     for each, line in ((stage, longer), (another, elsewhere), (beside, other)):
@@ -388,18 +422,16 @@ def test_a_longer_run_stands_for_a_shorter_one_with_its_seed_where_others_are():
 
 
 def test_the_tables_freeze_as_the_dissertation_did_whatever_the_scripts_do():
-    from experiments import frozen_norm, table_7
-
     assert wgan_64_transferlearning.Settings().frozen_norm == "source"
-    assert {tables.settings_of(row, 0, Budget()).frozen_norm for row in table_7.TABLE.rows} == {"batch"}
-    assert {tables.settings_of(row, 0, Budget()).frozen_norm for row in frozen_norm.TABLE.rows} == {
+    assert {runs_.settings_of(row, 0, Budget()).frozen_norm for row in tables.TABLE_7.rows} == {"batch"}
+    assert {runs_.settings_of(row, 0, Budget()).frozen_norm for row in tables.FROZEN_NORM.rows} == {
         "batch", "source",
     }  # fmt: skip
 
 
 def test_runs_with_an_earlier_clip_stand_beside_todays_and_in_no_table(monkeypatch):
     rows = (Row("fine-tuned", "wgan_64_finetune"), Row("frozen", "wgan_64_freeze_layers"))
-    monkeypatch.setattr(report, "TABLES", (Table("", "One", "", rows), Table("", "Two", "", rows)))
+    monkeypatch.setattr(pages, "TABLES", (Table("", "One", "", rows), Table("", "Two", "", rows)))
 
     def run(kid, seed=0, steps=(300,), **more):
         scores = [{"step": step, "kid": kid / 1000, "heldout": None} for step in steps]
@@ -408,25 +440,25 @@ def test_runs_with_an_earlier_clip_stand_beside_todays_and_in_no_table(monkeypat
 
     found = {"run": [run(3.0), run(5.0, 1, (300, 600))], "superseded": [run(9.0, clip="scaled", run="a")]}
     monkeypatch.setattr(lines, "read", lambda kind: found[kind])
-    assert "| One: fine-tuned | 300 iterations of 16 images | 9.0 (1) | 4.0 ± 1.4 (2) |" in report.clips()
-    assert "Two" not in report.clips() and "frozen" not in report.clips()
+    assert "| One: fine-tuned | 300 iterations of 16 images | 9.0 (1) | 4.0 ± 1.4 (2) |" in pages.clips()
+    assert "Two" not in pages.clips() and "frozen" not in pages.clips()
     found["superseded"] = []
-    assert not report.clips()
+    assert not pages.clips()
 
 
 def test_the_source_itself_stands_beside_its_transfers(monkeypatch):
     held_out = {"fid": 229.0, "n_real": 5000}
     line = {"row": "young against training images", "extractor": "lite", "heldout": held_out}
     monkeypatch.setattr(lines, "read", lambda kind: [line] * (kind == "scale"))
-    assert report.untouched("young", line) == held_out
-    assert not report.untouched("old", line)
-    assert not report.untouched("young", {"extractor": "lite", "heldout": {"n_real": 50}})
-    assert not report.untouched("young", {"extractor": "lite", "heldout": None})
+    assert pages.untouched("young", line) == held_out
+    assert not pages.untouched("old", line)
+    assert not pages.untouched("young", {"extractor": "lite", "heldout": {"n_real": 50}})
+    assert not pages.untouched("young", {"extractor": "lite", "heldout": None})
 
 
 def test_every_method_is_in_the_league_once_and_any_other_row_of_it_is_shared():
-    rows = {row.name: row for row in report.TABLES[-1].rows}
-    settings = [tables.settings_of(row, 0, Budget()) for row in rows.values()]
+    rows = {row.name: row for row in tables.TABLES[-1].rows}
+    settings = [runs_.settings_of(row, 0, Budget()) for row in rows.values()]
     policies = {getattr(each, "rescale", None) for each, row in zip(settings, rows.values(), strict=True)}
     assert policies >= {"adafm", "normalised_adafm", "filter_selection", "singular_values", "rank_one"}
     terms = {"l2_sp", "distillation", "ewc", "consistency", "lecam", "adapt"}
@@ -434,9 +466,64 @@ def test_every_method_is_in_the_league_once_and_any_other_row_of_it_is_shared():
     assert sorted(term for each in used for term in each) == sorted(terms)
     scripts = {row.script for row in rows.values()}
     assert scripts >= {"generative_latent_optimization", "mind2mind", "minegan"}
-    assert len({tables.identity(row, 0, Budget()) for row in rows.values()}) == len(report.TABLES[-1].rows)
+    assert len({runs_.identity(row, 0, Budget()) for row in rows.values()}) == len(tables.TABLES[-1].rows)
     best = next(row for row in rows.values() if row.published == 195)
     (same,) = (
-        row for table in report.TABLES if table.key == "table_7" for row in table.rows if row.published == 195
+        row for table in tables.TABLES if table.key == "table_7" for row in table.rows if row.published == 195
     )
-    assert tables.identity(best, 0, Budget()) == tables.identity(same, 0, Budget())
+    assert runs_.identity(best, 0, Budget()) == runs_.identity(same, 0, Budget())
+
+
+def wider(script, default, before=None):
+    """A script's Settings with a setting more; before is what runs from before it did, if not its default."""
+    kind = Annotated[type(default), Before(before)] if before is not None else type(default)
+    return dataclasses.make_dataclass(
+        "Settings", [("added", kind, default)], bases=(script.Settings,), frozen=True
+    )
+
+
+@pytest.mark.parametrize("default, before", [(False, None), (True, False)])
+def test_a_new_setting_orphans_no_result(monkeypatch, default, before):
+    rows = {row.script for table in tables.TABLES for row in table.rows}
+
+    def found():
+        return [
+            [len(selection.lines_of(row, lines.read("run"))) for row in table.rows] for table in tables.TABLES
+        ], runs_.made()
+
+    as_it_is = found()
+    assert sum(map(sum, as_it_is[0])) > 100
+    row = tables.TABLES[1].rows[0]
+    name = runs_.identity(row, 0, Budget())
+    for script in map(runs_.module, rows):
+        monkeypatch.setattr(script, "Settings", wider(script, default, before))
+    with_more = found()
+    assert with_more[1] == as_it_is[1]
+    if before is None:
+        assert with_more == as_it_is and runs_.identity(row, 0, Budget()) == name
+    else:  # today's runs do what the old ones did not
+        assert not any(map(sum, with_more[0])) and runs_.identity(row, 0, Budget()) != name
+        as_before = dataclasses.replace(row, settings={**row.settings, "added": before})
+        assert len(selection.lines_of(as_before, lines.read("run"))) == as_it_is[0][1][0] > 0
+
+
+def test_every_setting_that_a_line_tells_of_is_there_today():
+    """One that is gone or renamed would be passed over, and its lines taken for the new default's."""
+    for line in lines.read("run") + lines.read("superseded"):
+        assert line["settings"].keys() <= runs_.module(line["script"]).Settings.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((), "nothing is not a table"),
+        (("table_3",), "table_3"),
+        (("table_1", "table_7"), "alone"),
+        (("all", "table_7"), "alone"),
+    ],
+)
+def test_tables_are_called_by_name(words, said):
+    assert [table.key for table in commands.named(("table_7", "league"))] == ["table_7", "league"]
+    assert "table_1" not in {table.key for table in commands.named(("all",))}
+    with pytest.raises(UserError, match=said):
+        commands.named(words)

@@ -16,50 +16,15 @@ import fid
 from fid import metrics, statistics
 from fid.extractors import Extractor
 from fid.sets import Set
+from tests.stand_ins import PROJECTION, D, images, tiny, write
 from transfer import UserError
 from transfer.images import Images
-
-D = 12
-PROJECTION = torch.randn(3 * 8 * 8, D, generator=torch.Generator().manual_seed(0))
-
-
-def tiny(network=None, name="tiny") -> Extractor:
-    def project(x):
-        assert (
-            x.dtype == torch.float32
-            and x.min() >= 0
-            and x.max() <= 1
-            and not torch.is_autocast_enabled("cpu")
-        )
-        assert not torch.is_grad_enabled() and torch.backends.mkldnn.conv.fp32_precision == "ieee"
-        return F.interpolate(x, size=(8, 8), mode="bilinear").flatten(1) @ PROJECTION
-
-    classes = torch.eye(4, D), None
-    return Extractor(name, "bilinear 8", D, network or project, torch.device("cpu"), classes, batch=3)
-
-
-def images(n: int, seed: int = 0, side: int = 64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(n, 3, 4, 4, generator=generator)
-    return F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
-
-
-def write(folder: Path, pixels: torch.Tensor) -> Path:
-    folder.mkdir(parents=True)
-    for index, image in enumerate(pixels):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:03d}.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def folders(tmp_path) -> tuple[Path, Path]:
-    return write(tmp_path / "made", images(9, 1)), write(tmp_path / "real", images(7, 2))
 
 
 def same(a: fid.Scores, b: fid.Scores) -> bool:
@@ -114,7 +79,7 @@ def test_scores_carry_intervals_when_asked(folders):
 
 
 def test_many_images_need_no_warning():
-    x = images(1).expand(fid.scores.FEW, 3, 64, 64)
+    x = images(1).expand(fid.scores.COMPARABLE, 3, 64, 64)
     assert fid.score(x, x, extractor=tiny(lambda x: x[:, :, ::32, ::32].flatten(1))).notes == ()
 
 
@@ -269,7 +234,7 @@ def test_the_cache_knows_content_extractor_and_size(folders, tmp_path):
 def test_a_damaged_cache_file_is_computed_anew(folders, cache):
     made, real = folders
     expected = fid.score(made, real, extractor=tiny())
-    (path,) = cache.iterdir()
+    path, _ = sorted(cache.iterdir(), key=lambda path: path.stat().st_size)  # features, and thumbnails
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
     damaged = [b"", whole[:10], whole[: len(whole) // 2], whole[:-1]]
@@ -371,15 +336,20 @@ def test_the_closest_pairs_are_drawn_and_listed(folders, tmp_path):
     Image.open(real / "005.png").save(made / "copy.png")
     scores = fid.score(made, real, extractor=tiny(), nearest=tmp_path / "near.png")
     lines = (tmp_path / "near.csv").read_text().splitlines()
-    assert lines[0] == "generated,training,distance" and len(lines) == 1 + 10
-    name, training, distance = lines[1].split(",")
-    assert (name, training) == ("copy.png", "005.png") and float(distance) < 1e-3
+    assert lines[0] == "generated,training,ratio" and len(lines) == 1 + 10
+    name, training, ratio = lines[1].split(",")
+    assert (name, training) == ("copy.png", "005.png") and float(ratio) < 1e-2
+    assert f"the closest pairs are in {tmp_path / 'near.png'}" in scores.notes
     assert len(scores.memorisation.nearest) == 10
     sheet = np.asarray(Image.open(tmp_path / "near.png"))
     assert sheet.shape == (3 * 64, 8 * 64, 3)  # ten pairs, four a row
     assert (sheet[:64, :64] == sheet[:64, 64:128]).all()
-    with pytest.raises(UserError, match=r"near\.png exists already"):
-        fid.score(made, real, extractor=tiny(), nearest=tmp_path / "near.png")
+    before = (tmp_path / "near.png").read_bytes()
+    again = fid.score(made, real, extractor=tiny(), nearest=tmp_path / "near.png")
+    assert (tmp_path / "near.png").read_bytes() == before
+    assert f"the closest pairs are in {tmp_path / 'near_2.png'}" in again.notes
+    nowhere = fid.score(made, real, extractor=tiny(), nearest=tmp_path / "none" / "near.png")
+    assert any("cannot be written" in note for note in nowhere.notes), "which costs no scores"
 
 
 def test_scores_are_frozen(folders):

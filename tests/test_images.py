@@ -11,7 +11,7 @@ from PIL import Image
 from fid.sets import Set
 from tests.corpus import UNREADABLE, broken_corpus
 from transfer import UserError
-from transfer.augment import Augment, diff_augment, mirror, rotate_and_crop
+from transfer.augment import Augment, diff_augment, jitter, mirror, rotate_and_crop
 from transfer.images import (
     Images,
     Unreadable,
@@ -21,6 +21,23 @@ from transfer.images import (
     to_float,
     to_uint8,
 )
+
+
+def test_sub_folders_are_labels(faces, tmp_path):
+    names = sorted(path.name for path in faces.iterdir())
+    for index, name in enumerate(names):
+        folder = tmp_path / "two" / ("cats" if index % 3 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((faces / name).read_bytes())
+    images = Images.load(tmp_path / "two")
+    assert images.kinds == ("cats", "dogs")
+    assert images.labels.tolist() == [name.startswith("dogs") for name in images.names]
+    kept, aside = images.apart(3)
+    for some in (kept, aside):
+        assert some.labels.tolist() == [name.startswith("dogs") for name in some.names]
+    assert Images.load(faces).labels is None and Images.load(faces).kinds == ()
+    (tmp_path / "two" / "loose.png").write_bytes((faces / names[0]).read_bytes())
+    assert Images.load(tmp_path / "two").labels is None, "an image in no sub-folder has no label"
 
 
 def test_a_folder_and_a_zip_of_it_are_the_same_images(faces, tmp_path):
@@ -181,22 +198,107 @@ def test_no_rotation_and_no_crop_is_no_change(faces):
     torch.testing.assert_close(rotate_and_crop(x, 0.0, 1.0), x, atol=1e-5, rtol=0)
 
 
-def test_diffaugment_cuts_a_quarter_moves_by_an_eighth_and_lets_gradients_through():
+def test_a_rotation_turns_and_a_crop_enlarges_within_their_bounds_and_nothing_is_empty():
+    """Of an image that holds its own coordinates, the middle tells where each pixel came from."""
     torch.manual_seed(0)
-    x = torch.full((256, 3, 64, 64), 1.0, requires_grad=True)
-    y = diff_augment(x)
-    zeros = (y == 0).all(1).float().mean((1, 2))
-    # At most 32 x 32 pixels cut out and an eighth of both sides moved in.
-    assert zeros.max() <= 0.25 + 2 / 8 and zeros.min() > 0
-    y.sum().backward()
+    places = (2 * torch.arange(64) + 1) / 64 - 1
+    x = torch.stack([places.expand(64, 64), places.view(64, 1).expand(64, 64), torch.ones(64, 64)])
+    y = rotate_and_crop(x.expand(1000, 3, 64, 64), 15.0, 0.8)
+    assert (y[:, 2] - 1).abs().max() < 1e-5, "what moves in is reflected"
+    middle = y[:, :2, 26:38, 26:38]
+    step = 2 / 64 * 11
+    by_column = (middle[..., -1] - middle[..., 0]).mean(2) / step  # (cos, sin) times the crop's share
+    by_row = (middle[:, :, -1] - middle[:, :, 0]).mean(2) / step  # (-sin, cos) times it
+    torch.testing.assert_close(by_row, torch.stack([-by_column[:, 1], by_column[:, 0]], 1), atol=1e-4, rtol=0)
+    share, angle = by_column.norm(dim=1), torch.atan2(by_column[:, 1], by_column[:, 0]) * 180 / torch.pi
+    assert 0.8 - 1e-4 < share.min() < 0.805 and 0.995 < share.max() < 1 + 1e-4
+    assert -15.01 < angle.min() < -14.5 and 14.5 < angle.max() < 15.01
+    across = middle.mean((2, 3)).abs() / (1 - share).view(-1, 1)
+    away = share < 0.99
+    assert 0.98 < across[away].max() < 1 + 1e-3, "a crop lies anywhere in the image and never beyond it"
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_by_up_to_its_amount():
+    torch.manual_seed(0)
+    grey, coloured = torch.full((3,), -0.3), torch.tensor([0.3, 0.1, -0.1])
+    x = torch.where(torch.arange(64) < 32, grey.view(3, 1, 1), coloured.view(3, 1, 1)).expand(3, 64, 64)
+    y = jitter(x.repeat(1000, 1, 1, 1), 0.2)
+    left, right = y[:, :, 0, 0], y[:, :, 0, 63]
+    brightness = ((left.mean(1) + right.mean(1)) / 2 + 1) / 0.9
+    contrast = (right.mean(1) - left.mean(1)) / 0.4 / brightness
+    saturation = (right[:, 0] - right[:, 2]) / 0.4 / brightness / contrast
+    for factor in (brightness, contrast, saturation):
+        assert 0.8 - 1e-4 < factor.min() < 0.81 and 1.19 < factor.max() < 1.2 + 1e-4
+    assert jitter(x.sign().repeat(100, 1, 1, 1), 0.2).abs().max() == 1, "it stays in its range"
+
+
+@pytest.mark.parametrize("name, strength", [("slight", (5, 0.95, 0.05)), ("strong", (15, 0.8, 0.2))])
+def test_what_slight_and_strong_are(name, strength, monkeypatch):
+    told = []
+    monkeypatch.setattr("transfer.augment.rotate_and_crop", lambda x, *by: told.extend(by) or x)
+    monkeypatch.setattr("transfer.augment.jitter", lambda x, by: told.append(by) or x)
+    torch.manual_seed(0)
+    x = torch.randn(100, 3, 4, 4)
+    seen = Augment(name).real(x)
+    assert tuple(told) == strength
+    assert 30 < (seen == x.flip(3)).flatten(1).all(1).sum() < 70, "mirrored"
+
+
+def test_diffaugment_changes_colours_by_what_its_paper_draws():
+    """Left half grey, right half coloured: what becomes of the two tells brightness, saturation, contrast."""
+    torch.manual_seed(0)
+    grey, coloured = torch.full((3,), -0.4), torch.tensor([0.5, 0.2, -0.1])
+    x = torch.where(torch.arange(64) < 32, grey.view(3, 1, 1), coloured.view(3, 1, 1)).expand(3, 64, 64)
+    y = diff_augment(x.repeat(2000, 1, 1, 1))
+    left, right = y[:, :, 32, 16], y[:, :, 32, 48]  # no translation brings one half's colour to the other's
+    whole = (left != 0).all(1) & (right != 0).all(1)  # neither is cut out
+    left, right = left[whole], right[whole]
+    contrast = (right.mean(1) - left.mean(1)) / 0.6
+    saturation = (right[:, 0] - right[:, 2]) / 0.6 / contrast
+    brightness = (right.mean(1) + left.mean(1)) / 2 + 0.1
+    assert whole.sum() > 300 and torch.equal(left, left[:, :1].expand(-1, 3))
+    for drawn, low, high in ((brightness, -0.5, 0.5), (saturation, 0, 2), (contrast, 0.5, 1.5)):
+        assert low - 1e-4 < drawn.min() < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < drawn.max() < high + 1e-4
+        assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+
+
+def test_diffaugment_moves_by_an_eighth_and_cuts_out_a_quarter():
+    torch.manual_seed(0)
+    quarters = 1.0 + (torch.arange(64) >= 32).view(64, 1) + 2 * (torch.arange(64) >= 32)  # 1 to 4, exact
+    y = diff_augment(quarters.expand(2000, 1, 64, 64))[:, 0]
+    moved, at_the_edges = set(), set()
+    for image in y:
+        kept = (image != 0).nonzero()  # the cut never spans a whole row or column of what has stayed
+        (top, left), (bottom, right) = kept.amin(0).tolist(), kept.amax(0).tolist()
+        down, across = top - (63 - bottom), left - (63 - right)
+        moved |= {("down", down), ("across", across)}
+        for rows in (slice(top, 32 + down), slice(32 + down, bottom + 1)):
+            for columns in (slice(left, 32 + across), slice(32 + across, right + 1)):
+                assert len(set(image[rows, columns].unique().tolist()) - {0.0}) <= 1, "a quarter, moved"
+        cut = (image[top : bottom + 1, left : right + 1] == 0).nonzero()
+        (first, _), (last, _) = cut.amin(0).tolist(), cut.amax(0).tolist()
+        assert len(cut) == (cut.amax(0) - cut.amin(0) + 1).prod(), "one rectangle"
+        if first and top + last < bottom:
+            assert last - first == 31
+        elif first and down >= 0:
+            at_the_edges.add(last - first + 1)
+    assert moved == {(way, by) for way in ("down", "across") for by in range(-8, 9)}
+    assert at_the_edges >= set(range(16, 32)) and min(at_the_edges) == 16  # a centre at 64 leaves 16 rows
+
+
+def test_diffaugment_lets_gradients_through():
+    x = torch.full((64, 3, 64, 64), 1.0, requires_grad=True)
+    diff_augment(x).sum().backward()
     assert (x.grad != 0).float().mean() > 0.5
-    assert x.grad[:, :, 32, 32].abs().sum() > 0
 
 
-def test_mirroring_is_its_own_inverse_in_distribution():
-    x = torch.randn(8, 3, 4, 4)
-    for image, original in zip(mirror(x), x, strict=True):
-        assert torch.equal(image, original) or torch.equal(image, original.flip(2))
+def test_half_of_the_images_are_mirrored_and_the_others_stay():
+    torch.manual_seed(0)
+    x = torch.randn(1000, 3, 4, 4)
+    seen = mirror(x)
+    turned, same = ((seen == y).flatten(1).all(1) for y in (x.flip(3), x))
+    assert torch.equal(turned, ~same) and turned.float().mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_grid_shows_the_images_in_their_order():

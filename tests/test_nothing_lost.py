@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from experiments.resume import equal
-from tests.test_plan import ROOT
-from tests.test_scripts import NAMES, tiny
+from tests.runs import NAMES, ROOT, tiny
 from transfer import Diverged, NoSpace, UserError, record, weights
 from transfer.checkpoints import Checkpoints
+from transfer.folder import Folder
 from transfer.images import Images
 from transfer.record import Run
 from transfer.signals import Signals, Stop
@@ -60,7 +60,7 @@ def when(monkeypatch, owner, name: str, call: int, what) -> None:
 
 
 PHASES = {  # where the signal falls: the function, its call, and the iteration that is then saved
-    "training": (weights, "learning", 7, 2),
+    "training": (weights, "learning", 5, 2),
     "averaging": (weights.Average, "update", 2, 2),
     "logging": (Run, "_log", 2, 2),
     "sampling": (Run, "_draw", 3, 2),
@@ -96,10 +96,10 @@ def test_a_stop_while_scoring_is_at_once_and_the_score_is_made_up_for(faces, sou
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     script, settings = tiny("wgan_64", faces, source, tmp_path, iterations=3, save_every=50)
     settings = replace(settings, score_every=1, extractor="efficientnet_lite0")
-    import fid
+    from fid import scores
 
     with monkeypatch.context() as patch:
-        when(patch, fid, "score", 2, ask)
+        when(patch, scores, "score", 2, ask)
         with pytest.raises(Stop):
             script.main(settings)
     run = tmp_path / "0001-wgan_64"
@@ -220,7 +220,7 @@ def test_20_simultaneous_starts_get_20_folders(tmp_path):
             code = 1
             try:
                 time.sleep(max(0, at - time.time()))
-                record._new_folder(tmp_path / "out", "run")
+                Folder.new(tmp_path / "out", "run")
                 code = 0
             finally:
                 os._exit(code)
@@ -252,21 +252,20 @@ def test_weights_that_are_no_numbers_are_found_named_and_never_saved(
 
 def test_a_checkpoint_is_not_saved_between_log_lines_either(faces, source, tmp_path, monkeypatch):
     script, settings = tiny("wgan_64", faces, source, tmp_path, iterations=9, save_every=1, log_every=5)
-    real = weights.clip_
 
-    def spoil(critic, bound):
-        real(critic, bound)
-        with torch.no_grad():
-            critic.conv5.weight.fill_(float("nan"))
+    class Spoils(weights.Clip):
+        def __call__(self):
+            with torch.no_grad():
+                self._clamped[-1].fill_(float("nan"))
 
-    monkeypatch.setattr(script, "clip_", spoil)
+    monkeypatch.setattr(script, "Clip", Spoils)
     with pytest.raises(Diverged, match=r"D holds weights .* at iteration 1"):
         script.main(settings)
     assert not list((tmp_path / "0001-wgan_64" / "checkpoints").iterdir())
 
 
 def test_collapse_is_a_warning_in_the_log(faces, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "FROM", 1)
+    monkeypatch.setattr(record, "COLLAPSE_FROM", 1)
     script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=2)
     run = script.main(settings)
     assert "warning" not in (run / "log.jsonl").read_text()
@@ -311,7 +310,7 @@ def test_a_folder_without_permission_is_refused(tmp_path):
         code = 1
         try:
             os.setuid(65534)
-            record._new_folder(tmp_path / "out", "run")
+            Folder.new(tmp_path / "out", "run")
         except UserError as error:
             code = 7 if "Permission denied" in str(error) else 8
         finally:

@@ -628,7 +628,7 @@ def test_clear_knows_what_a_run_and_the_scores_write(repo, faces, monkeypatch):
     import torch
 
     import wgan_64
-    from fid.generator import keep
+    from transfer.drawing import keep
     from transfer.record import Run
 
     promised = re.findall(r"^ +([a-z]+\.[a-z]+) {2,}", Run.__doc__, re.MULTILINE)

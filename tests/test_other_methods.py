@@ -8,14 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fid.generator import draw
+import wgan_64
+import wgan_64_finetune
+from experiments.resume import equal
 from methods import generative_latent_optimization, mind2mind, minegan
-from tests.test_nothing_lost import equal
-from tests.test_scripts import TINY
+from tests.conftest import LATENT
+from tests.runs import TINY
 from transfer import UserError, checkpoints
 from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
 from transfer.images import grid
-from transfer.weights import Source
+from transfer.plan import Split
+from transfer.shared import Source
 
 METHODS = [generative_latent_optimization, mind2mind, minegan]
 OWN = {generative_latent_optimization: {}, mind2mind: {"autoencoder": 2, "hidden": 8}, minegan: {}}
@@ -28,7 +32,9 @@ def tiny(faces, source, tmp_path):
     def settings(script, **more):
         fields = script.Settings.__dataclass_fields__
         small = {name: value for name, value in TINY.items() if name in fields}
-        return script.Settings(source=source, images=faces, out=tmp_path, **small | OWN[script] | more)
+        return script.Settings(
+            **{"source": source, "images": faces, "out": tmp_path} | small | OWN.get(script, {}) | more
+        )
 
     return settings
 
@@ -83,12 +89,19 @@ def test_the_miner_learns_and_the_generator_stays(tiny, source):
     assert any(key.startswith("conv") for key in changed(start.discriminator, end["D"]))
 
 
+def test_without_its_miner_minegan_is_the_transfer(tiny, monkeypatch):
+    monkeypatch.setattr(minegan, "Generator", wgan_64.Generator)
+    plans = {"G": Split(1, 2, 2), "D": Split(1, 2, 2), "learning_rate": 0.01}
+    ends = [newest(script.main(tiny(script, **plans))) for script in (minegan, wgan_64_finetune)]
+    assert all(equal(ends[0][key], ends[1][key]) for key in ("G", "D", "ema", "optimizers", "random"))
+
+
 def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
     script = generative_latent_optimization
     settings = tiny(script, iterations=12, noise=0.0)
     run = script.main(settings)
     start, end = Source.read(source), newest(run)
-    assert equal(start.discriminator, end["D"]), "the critic goes along"
+    assert "D" not in end
     assert all(
         torch.equal(start.generator[f"conv{i}.weight"], end["G"][f"conv{i}.weight"]) for i in range(1, 6)
     )
@@ -97,8 +110,8 @@ def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
     assert np.mean([line["pixels"] for line in lines[-3:]]) < 0.9 * np.mean(
         [line["pixels"] for line in lines[:3]]
     )
-    torch.manual_seed(settings.seed)
-    assert not (end["latents"]["weight"] == 0).any() and len(end["latents"]["weight"]) == 8
+    first = newest(script.main(replace(settings, iterations=1)))["latents"]["weight"]
+    assert first.shape == (8, LATENT) and (first != end["latents"]["weight"]).all()
 
 
 def test_at_step_0_latent_optimization_shows_the_sources_samples(tiny, source):
@@ -106,6 +119,33 @@ def test_at_step_0_latent_optimization_shows_the_sources_samples(tiny, source):
     drawn = draw(Source.read(source), 64, 0, torch.device("cpu"))
     with Image.open(run / "samples" / "000000.png") as sampled:
         assert abs(np.asarray(sampled).astype(int) - np.asarray(grid(drawn)).astype(int)).max() <= 1
+
+
+def test_each_term_of_latent_optimization_changes_what_is_learnt(tiny):
+    # In float32: bf16 could round the smaller terms away.
+    settings = tiny(generative_latent_optimization, iterations=3, fast=False)
+    whole = newest(generative_latent_optimization.main(settings))
+    for term in ("perceptual", "spread", "stay", "noise"):
+        without = newest(generative_latent_optimization.main(replace(settings, **{term: 0.0})))
+        assert not equal(whole["G"], without["G"]), term
+
+
+def test_latent_optimization_brings_the_features_of_images_together(tiny, monkeypatch):
+    """Where nothing else counts, what a network sees in them comes to agree."""
+    seen = []
+
+    class Brightness:
+        def maps(self, x):
+            seen.append(x.mean((1, 2, 3)))
+            return seen[-1:]
+
+    script = generative_latent_optimization
+    monkeypatch.setattr(script, "load", lambda *_, **__: Brightness())
+    monkeypatch.setattr(script.F, "l1_loss", lambda x, y: (0 * x).sum())
+    script.main(tiny(script, iterations=30, spread=0.0, stay=0.0, noise=0.0, batch_size=8))
+    wanted, drawn = torch.stack(seen[::2]), torch.stack(seen[1::2])
+    apart = (wanted - drawn).square().mean(1).detach()
+    assert apart[-5:].mean() < 0.2 * apart[:5].mean()
 
 
 def test_the_distance_of_latents_is_to_the_nearest_both_ways():
@@ -166,4 +206,4 @@ def test_the_penalty_on_codes_is_zero_where_the_slope_is_one(length):
 def test_what_is_mapped_first_is_no_source_of_a_transfer(script, tiny):
     run = script.main(tiny(script, iterations=1))
     with pytest.raises(UserError, match="does not fit"):
-        script.main(replace(tiny(script), source=run))
+        wgan_64_finetune.main(tiny(wgan_64_finetune, source=run))

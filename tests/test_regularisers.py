@@ -1,6 +1,8 @@
 """The regularisers: formulas against numpy, nothing at the source, nothing at weight 0, exact resuming."""
 
+import json
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,16 +10,17 @@ import torch
 from torch import nn
 
 import wgan_64
+from experiments.resume import equal
 from tests.conftest import LATENT, WIDTH
-from tests.test_nothing_lost import equal
-from tests.test_scripts import REGULARISED, tiny
+from tests.runs import REGULARISED, tiny
 from transfer import UserError
 from transfer.augment import Adaptive, Augment
 from transfer.checkpoints import Checkpoints
 from transfer.images import Images
 from transfer.plan import Split
 from transfer.regularisers import EWC, L2SP, DistanceConsistency, Distillation, LeCam, fisher
-from transfer.weights import Source, carry, learning
+from transfer.shared import Source, carry
+from transfer.weights import learning
 
 WEIGHTS = {"l2_sp": 1.0, "distillation": 1.0, "ewc": 1e-3, "consistency": 100.0, "lecam": 0.3}
 
@@ -28,8 +31,8 @@ def carried(source):
     source = Source.read(source)
     G = wgan_64.Generator(LATENT, WIDTH, Split(1, 2, 2).generator())
     D = wgan_64.Discriminator(WIDTH, Split(1, 2, 2).discriminator())
-    carry(G, source.generator, "G")
-    carry(D, source.discriminator, "D")
+    carry(G, source, "G")
+    carry(D, source, "D")
     return G, D
 
 
@@ -58,7 +61,7 @@ def test_l2_sp_is_the_sum_of_the_tensors_mean_squares(carried):
 class Line(nn.Module):
     """z (N, 3) -> a z, number by number: the score's slope is known."""
 
-    latent = 3
+    arguments: ClassVar = {"latent": 3}
 
     def __init__(self):
         super().__init__()
@@ -79,6 +82,19 @@ def test_fisher_information_is_the_mean_square_of_single_gradients_over_its_mean
     torch.manual_seed(0)
     squares = (torch.randn(50, 1, 3).numpy()[:, 0] ** 2).sum(0)  # the gradient of one score by a is z
     assert np.allclose(found.numpy(), squares / squares.mean(), rtol=1e-5)
+
+
+def test_fisher_information_is_of_the_networks_that_are_sampled_and_leaves_them(carried):
+    """That is with running statistics: an image alone has no batch to be normalised with."""
+    G, D = carried
+    found = []
+    for _ in range(2):
+        before = {key: tensor.clone() for key, tensor in G.state_dict().items()}
+        torch.manual_seed(0)
+        found.append(fisher(G, D, 4))
+        assert all(torch.equal(tensor, before[key]) for key, tensor in G.state_dict().items()) and G.training
+        G.norm2.running_var *= torch.rand(len(G.norm2.running_var)) + 0.5
+    assert not all(map(torch.equal, *found))
 
 
 def test_ewc_weighs_the_squares_by_fisher_information(carried):
@@ -126,7 +142,7 @@ def test_distance_consistency_is_the_divergence_of_likenesses(carried, source):
     assert abs(term(z).item()) < 1e-6
     move(G)
     start = wgan_64.Generator(LATENT, WIDTH, Split(1, 2, 2).generator())
-    carry(start, Source.read(source).generator, "G")
+    carry(start, Source.read(source), "G")
     likenesses = []
     for network in (G, start):
         maps = []
@@ -178,17 +194,28 @@ def test_a_weight_of_0_costs_nothing(carried, faces):
     assert terms == [0.0] * 5 and torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("aside, direction", [(1.0, -1), (0.8, -1), (0.2, 1), (0.0, 1)])
+@pytest.mark.parametrize("aside, direction", [(1.0, -1), (0.55, -1), (0.45, 1), (0.0, 1)])
 def test_augmentation_becomes_rarer_or_more_frequent_with_r_v(faces, aside, direction):
     """Real images score 1 and generated ones 0, so r_v is 1 - aside, and 0.5 is where the direction turns."""
     adaptive = Adaptive(Augment("diffaugment"), Images.load(faces))
     adaptive.p.fill_(0.5)
     for _ in range(10):
         adaptive.update(lambda x: torch.full((len(x),), aside), torch.ones(4), torch.zeros(4))
-    assert adaptive.p.item() == pytest.approx(0.5 + direction * 10 * Adaptive.STEP)
+    assert adaptive.p.item() == pytest.approx(0.5 + direction * 10 * 1e-3)
     adaptive.p.fill_(1 if direction > 0 else 0)
     adaptive.update(lambda x: torch.full((len(x),), aside), torch.ones(4), torch.zeros(4))
     assert adaptive.p.item() == (1 if direction > 0 else 0)
+
+
+def test_what_decides_is_an_average_of_scores_over_ten_steps_or_so(faces):
+    adaptive, random = Adaptive(Augment("none"), Images.load(faces)), np.random.default_rng(0)
+    average = np.zeros(3)
+    for _ in range(20):
+        now = random.normal([1, 0.7, 0], 0.5)
+        average = 0.9 * average + 0.1 * now
+        real, aside, fake = (torch.full((4,), value) for value in now)
+        adaptive.update(lambda x, aside=aside: aside, real, fake)
+    assert np.allclose(adaptive.scores.numpy(), average, rtol=1e-5)
 
 
 def test_the_share_of_augmented_images_is_the_probability(faces):
@@ -198,6 +225,46 @@ def test_the_share_of_augmented_images_is_the_probability(faces):
         for see in (adaptive.real, adaptive.fake):
             changed = (see(x) != x).flatten(1).any(1).float().mean().item()
             assert changed == pytest.approx(p, abs=0.08)
+
+
+def test_images_set_aside_are_augmented_as_those_that_are_trained_on(faces):
+    images = Images.load(faces)
+    whole, shown = images.at(slice(None)), []
+    adaptive = Adaptive(Augment("diffaugment"), images)
+    for p in (0.0, 1.0):
+        adaptive.p.fill_(p)
+        adaptive.update(lambda x: shown.append(x) or x.mean((1, 2, 3)), torch.ones(32), torch.zeros(32))
+    as_they_are = [
+        {image.numpy().tobytes() for image in whole} & {x.numpy().tobytes() for x in each} for each in shown
+    ]
+    assert len(as_they_are[0]) > 1 and not as_they_are[1] and len(shown[1]) == 32
+
+
+def test_one_critic_scores_what_it_trains_on_and_what_is_set_aside(faces, source, tmp_path, monkeypatch):
+    script, settings = tiny(REGULARISED, faces, source, tmp_path, adapt=3, learning_rate=0.05)
+    calls = []
+
+    class Watched(Adaptive):
+        def real(self, x):
+            self.shown = super().real(x)
+            return self.shown
+
+        def update(self, D, real, fake):
+            with torch.no_grad():
+                calls.append(torch.equal(D(self.shown), real))
+            super().update(D, real, fake)
+
+    monkeypatch.setattr(script, "Adaptive", Watched)
+    script.main(settings)
+    assert calls == [True] * 4
+
+
+def test_the_probability_of_an_augmentation_is_logged(faces, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Adaptive, "update", lambda self, *_: self.p.add_(0.125))
+    for aside, logged in ((0, [None, None]), (3, [0.25, 0.5])):  # two critic steps an iteration
+        script, settings = tiny(REGULARISED, faces, source, tmp_path, adapt=aside)
+        lines = (script.main(settings) / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line).get("augmented") for line in lines] == logged
 
 
 def test_images_set_aside_are_never_trained_on(faces):

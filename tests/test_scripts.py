@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,34 +15,16 @@ from PIL import Image
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
-from fid.generator import draw
+from benchmarks.timing import iteration_of
 from tests.conftest import LATENT, WIDTH
-from tests.test_plan import ROOT
-from tests.test_twins import SCRIPTS, TRANSFERS
-from transfer import UserError, record, weights
+from tests.runs import NAMES, REGULARISED, ROOT, TRANSFERS, tiny
+from transfer import UserError, checkpoints, record, shared
 from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
+from transfer.images import Images
 from transfer.plan import Split, plan
 from transfer.record import animate
-from transfer.weights import Source
-
-REGULARISED = "methods.wgan_64_regularised"
-PRETRAINING = ("wgan_64", "wgan_gp_64")
-NAMES = [*(script.removesuffix(".py") for script in SCRIPTS), REGULARISED]
-TINY = {
-    "iterations": 2,
-    "critic_steps": 2,
-    "batch_size": 4,
-    "device": "cpu",
-    "log_every": 1,
-    "sample_every": 1,
-}
-
-
-def tiny(name, faces, source, out, **more):
-    """The script's module, and settings with which it takes a blink."""
-    script = importlib.import_module(name)
-    own = {"latent": LATENT, "width": WIDTH} if name in PRETRAINING else {"source": source}
-    return script, script.Settings(images=faces, out=out, **{**TINY, **own, **more})
+from transfer.shared import Source
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,17 +69,108 @@ def test_the_animation_shows_the_grids_in_order(tmp_path):
             assert np.argmax(animation.convert("RGB").getpixel((8, 8))) == frame
 
 
+PUBLISHED = {  # algorithm 1 of Arjovsky et al. 2017 and of Gulrajani et al. 2017
+    "wgan_64": {"learning_rate": 5e-5, "clip": 0.01, "critic_steps": 5, "optimizer": "rmsprop"},
+    "wgan_gp_64": {"learning_rate": 1e-4, "penalty": 10, "critic_steps": 5, "critic_norm": False},
+}
+MOMENTS = {"wgan_64": {"alpha": 0.99, "eps": 1e-8}, "wgan_gp_64": {"betas": (0.0, 0.9), "eps": 1e-8}}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_defaults_are_the_papers(name):
+    settings = vars(importlib.import_module(name).Settings())
+    same = {"batch_size": 64, "latent": 100, "width": 64, "augment": "flip", "ema_decay": 0.999}
+    assert (PUBLISHED[name] | same).items() <= settings.items()
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_pre_training_has_the_optimizers_of_its_paper(name, faces):
+    script = importlib.import_module(name)
+    settings = script.Settings(latent=LATENT, width=WIDTH, device="cpu")
+    _, parts = iteration_of(script, settings, Images.load(faces))
+    for network in ("G", "D"):
+        found = parts[f"optimizer_{network}"]
+        assert isinstance(found, torch.optim.RMSprop if name == "wgan_64" else torch.optim.Adam)
+        (group,) = found.param_groups
+        expected = {**MOMENTS[name], "lr": PUBLISHED[name]["learning_rate"], "weight_decay": 0}
+        assert expected.items() <= group.items()
+        assert {id(each) for each in group["params"]} == {id(each) for each in parts[network].parameters()}
+
+
+class Marked:
+    """An augmentation that shows: real images become 7 throughout, generated ones 9."""
+
+    name = "strong"
+
+    def __init__(self, name):
+        pass
+
+    def real(self, x):
+        return 0 * x + 7
+
+    def fake(self, x):
+        return 0 * x + 9
+
+
+@pytest.mark.parametrize("name", [*NAMES, "methods.minegan"])
+def test_the_critic_sees_no_image_that_is_not_augmented(name, faces, source, tmp_path, monkeypatch):
+    script, settings = tiny(name, faces, source, tmp_path)
+    monkeypatch.setattr(script, "Augment", Marked)
+    iteration, parts = iteration_of(script, settings, Images.load(faces))
+    seen = []
+    parts["D"].conv1.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].flatten(1).mean(1)))
+    iteration()
+    steps, n = settings.critic_steps, settings.batch_size
+    assert seen.count(7) == steps * n and seen.count(9) == (steps + 1) * n
+    between = [float(value) for value in seen if value not in (7, 9)]
+    assert len(between) == (steps * n if name == "wgan_gp_64" else 0)
+    assert all(7 < value < 9 for value in between) and len(set(between)) == len(between), "each its own line"
+
+
+PLANS = {
+    "wgan_64_transferlearning": (Split(1, 2, 2), Split(1, 2, 2)),
+    "wgan_64_finetune": (Split(0, 0, 5), Split(0, 0, 5)),
+    "wgan_64_freeze_layers": (Split(3, 0, 2), Split(3, 0, 2)),
+    "wgan_64_scale_shift": (Split(0, 5, 0), Split(0, 5, 0)),
+    REGULARISED: (Split(1, 2, 2), Split(1, 2, 2)),
+    "methods.minegan": (Split(5, 0, 0), Split(0, 0, 5)),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_transfer_has_its_plan_and_else_the_same_defaults(name):
+    """Which the runs behind docs/results.md have; another default would silently be another experiment."""
+    settings = vars(importlib.import_module(name).Settings())
+    same = {"learning_rate": 2e-4, "clip": 0.01, "batch_size": 16, "critic_steps": 5, "ema_decay": 0.999}
+    same |= {"rescale": "adafm", "frozen_norm": "source", "optimizer": "rmsprop", "augment": "diffaugment"}
+    assert same.items() <= settings.items() and (settings["G"], settings["D"]) == PLANS[name]
+    assert settings.get("penalty", 10) == 10 and settings.get("loss", "source") == "source"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "methods.minegan"])
+def test_the_average_follows_the_generator_step_by_step(name, faces, source, tmp_path):
+    script, settings = tiny(name, faces, source, tmp_path, save_every=1, learning_rate=0.01)
+    run = script.main(settings)
+    first, second = (checkpoints.load(run / "checkpoints" / f"00000{step}.pt") for step in (1, 2))
+    for key, tensor in second["G"].items():
+        if tensor.is_floating_point():
+            expected = torch.lerp(first["ema"][key], tensor, 1 - 3 / 12)
+            torch.testing.assert_close(second["ema"][key], expected, msg=key)
+    assert any(not torch.equal(second["ema"][key], tensor) for key, tensor in second["G"].items())
+
+
 def test_the_settings_of_every_script_have_the_same_names():
     common = {"images", "iterations", "batch_size", "critic_steps", "learning_rate", "augment", "ema_decay"}
     common |= {"seed", "device", "out", "log_every", "sample_every", "save_every", "resume", "dry_run"}
     common |= {"score_every", "reference", "extractor", "fast"}
     for name in NAMES:
         fields = importlib.import_module(name).Settings.__dataclass_fields__.keys()
-        transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip"}
+        transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip", "optimizer", "loss", "penalty"}
         terms = {"l2_sp", "distillation", "ewc", "consistency", "lecam", "adapt"}
+        terms = transfer - {"loss", "penalty"} | terms
         own = {
-            REGULARISED: transfer | terms,
-            "wgan_64": {"latent", "width", "clip"},
+            REGULARISED: terms,
+            "wgan_64": {"latent", "width", "clip", "optimizer"},
             "wgan_gp_64": {"latent", "width", "penalty", "critic_norm"},
         }
         assert fields == common | own.get(name, transfer)
@@ -151,7 +223,7 @@ def test_a_policy_for_each_layer_from_training_to_drawing(faces, source, tmp_pat
     names = "finetune,singular_values,normalised_adafm,rank_one,reinitialise"
     script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, G=plan(names))
     run = script.main(replace(settings, D=plan("freeze,rank_one,singular_values,filter_selection,finetune")))
-    assert run.name == "0001-wgan_64_transferlearning-Gtsnrr-Dfrsft"
+    assert run.name == "0001-wgan_64_transferlearning-Gtvmon-Dfovst"
     assert (
         script.main(
             replace(
@@ -193,17 +265,51 @@ def test_the_gradient_penalty_is_zero_where_the_slope_is_one():
     slope = torch.randn(3 * 8 * 8)
 
     for length in (1.0, 3.0):
-        critic = SimpleNamespace(
-            gradient=lambda x, length=length: (slope / slope.norm() * length).expand(len(x), -1)
-        )
-        penalty = wgan_gp_64.gradient_penalty(critic, x, y)
+        gradient = slope / slope.norm() * length
+        penalty = wgan_gp_64.gradient_penalty(lambda x, g=gradient: g.expand(len(x), -1), x, y)
         assert penalty.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
 
 
 def test_the_gradient_penalty_critic_can_be_given_normalisation():
-    plain, normed = wgan_gp_64.Discriminator(WIDTH), wgan_gp_64.Discriminator(WIDTH, norm=True)
+    plain, normed = (wgan_gp_64.Discriminator(WIDTH, norm=norm) for norm in (False, True))
     assert not any("running" in key for key in plain.state_dict())
     assert normed.state_dict().keys() == wgan_64.Discriminator(WIDTH).state_dict().keys()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "norm"])
+def penalised(request, faces, tmp_path_factory):
+    """A run with a gradient penalty, its critic without and with batch normalisation."""
+    out = tmp_path_factory.mktemp("penalised")
+    script, settings = tiny("wgan_gp_64", faces, None, out, critic_norm=request.param, learning_rate=0.01)
+    return script.main(settings)
+
+
+@pytest.mark.parametrize("script", TRANSFERS)
+def test_a_source_with_gradient_penalty_goes_on_with_it(script, penalised, faces, tmp_path, capsys):
+    name = script.removesuffix(".py")
+    script, settings = tiny(name, faces, penalised, tmp_path, learning_rate=0.01, iterations=3)
+    run = script.main(settings)
+    assert "WGAN-GP, on cpu" in capsys.readouterr().out.splitlines()[0]
+    before = (penalised / "samples" / "000002.png").read_bytes()
+    assert (run / "samples" / "000000.png").read_bytes() == before, "step 0 shows the source's own samples"
+    state, start = Checkpoints(run).newest()[1], Source.read(penalised)
+    kernels = max(tensor.abs().max() for key, tensor in state["D"].items() if key.endswith("weight"))
+    assert kernels > settings.clip, "nothing is clipped"
+    assert "exp_avg_sq" in next(iter(state["optimizers"]["optimizer_D"]["state"].values())), "Adam"
+    for layer in range(1, settings.D.freeze + 1):
+        assert torch.equal(state["D"][f"conv{layer}.weight"], start.discriminator[f"conv{layer}.weight"])
+    stopped = script.main(replace(settings, iterations=1))
+    script.main(replace(settings, resume=stopped))
+    again = Checkpoints(stopped).newest()[1]
+    assert all(torch.equal(tensor, again["D"][key]) for key, tensor in state["D"].items())
+
+
+def test_a_loss_can_be_chosen_whatever_the_source_had(penalised, source, faces, tmp_path, capsys):
+    script, settings = tiny("wgan_64_finetune", faces, source, tmp_path, loss="wgan_gp", dry_run=True)
+    script.main(settings)
+    assert "WGAN-GP" in capsys.readouterr().out
+    with pytest.raises(UserError, match="clip is 1e-06"):
+        script.main(replace(settings, source=penalised, loss="wgan", clip=1e-6))
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "generator_only", "other"])
@@ -213,9 +319,9 @@ def test_a_source_that_is_none_is_refused_in_one_sentence(what, faces, networks,
     if what == "text":
         path.write_text("no weights")
     elif what == "generator_only":
-        weights.share(path, {"G": G, "ema": G, "D": {}}, {})
+        shared.share(path, {"G": G, "ema": G, "D": {}}, {})
     elif what == "other":
-        weights.share(path, {"G": G, "ema": {"a": torch.zeros(1)}, "D": D}, {})
+        shared.share(path, {"G": G, "ema": {"a": torch.zeros(1)}, "D": D}, {})
     settings = wgan_64_transferlearning.Settings(source=path, images=faces, out=tmp_path / "out")
     with pytest.raises(UserError) as refusal:
         wgan_64_transferlearning.main(settings)

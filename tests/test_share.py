@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.test_scripts import tiny
-from transfer import UserError, weights
+from tests.runs import tiny
+from transfer import UserError, shared
 from transfer.__main__ import seconds, share
 from transfer.checkpoints import Checkpoints
 
@@ -21,7 +21,7 @@ def run(faces, tmp_path_factory):
 def test_a_shared_file_carries_both_networks_and_says_what_they_are(run, tmp_path):
     share(run, tmp_path / "new" / "mine.safetensors")
     state = Checkpoints(run).newest()[1]
-    source = weights.Source.read(tmp_path / "new" / "mine.safetensors")
+    source = shared.Source.read(tmp_path / "new" / "mine.safetensors")
     for key, tensor in state["ema"].items():
         torch.testing.assert_close(source.generator[key], tensor, rtol=1e-3, atol=1e-6)
     for key, tensor in state["D"].items():

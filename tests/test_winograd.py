@@ -15,8 +15,8 @@ CLOSE = 1e-5  # of the largest value
 @pytest.fixture(autouse=True)
 def thin(monkeypatch):
     """Few channels, and few tiles, take the same way as many."""
-    monkeypatch.setattr(winograd, "THIN", 1)
-    monkeypatch.setattr(winograd, "FEW", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
 
 
 def tensors(pair, narrow, batch=3, wide_channels=8, narrow_channels=12, dtype=torch.float32):
@@ -127,13 +127,13 @@ def test_other_shapes_and_types_are_torchs_own(monkeypatch):
     assert torch.equal(winograd.conv2d(x, six), F.conv2d(x, six, stride=2, padding=1))
     half = winograd.conv2d(x.bfloat16(), w.bfloat16())
     assert torch.equal(half, CONV[1](x.bfloat16(), w.bfloat16()))
-    monkeypatch.setattr(winograd, "THIN", 9)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 9)
     assert torch.equal(winograd.conv2d(x, w), CONV[1](x, w))
 
 
 @pytest.mark.parametrize("pair", [CONV, CONV_UP], ids=["conv2d", "conv_transpose2d"])
 def test_few_tiles_are_small_ones(pair, monkeypatch):
-    monkeypatch.setattr(winograd, "FEW", 3)
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 3)
     original, points = torch.bmm, []
     monkeypatch.setattr(torch, "bmm", lambda a, b: points.append(len(a)) or original(a, b))
     for batch in (2, 3):

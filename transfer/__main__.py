@@ -15,9 +15,12 @@ import json
 import shutil
 from pathlib import Path
 
+import tyro
 from tyro.conf import Positional
 
-from transfer import UserError
+from transfer import UserError, shared
+from transfer.adapters import Adapter, applied
+from transfer.checkpoints import Checkpoints
 from transfer.settings import user_errors
 
 SOURCE = Path("pretrained_model/wgan_64.safetensors")
@@ -29,9 +32,6 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
     Raises:
         UserError: when the run has no checkpoint, or the file's name has another ending.
     """
-    from transfer import weights
-    from transfer.checkpoints import Checkpoints
-
     _check_name(file)
     _, state = Checkpoints(run).newest()
     description = json.loads((run / "settings.json").read_text())
@@ -39,12 +39,13 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
         "script": state["script"],
         "iterations": state["step"],
         "seconds": round(seconds(run, state["step"])),
+        "arguments": state.get("arguments", {}),
         **{key: description[key] for key in ("hardware", "versions", "images", "settings")},
     }
     for key in ("out", "resume", "dry_run"):
         del card["settings"][key]
     file.parent.mkdir(parents=True, exist_ok=True)
-    weights.share(file, state, card, half=("G", "ema"))
+    shared.share(file, state, card, half=("G", "ema"))
     grids = sorted(path for path in (run / "samples").glob("*.png") if int(path.stem) <= state["step"])
     shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
     file.with_suffix(".md").write_text(page(file, card))
@@ -56,8 +57,6 @@ def adapter(run: Positional[Path], file: Positional[Path]) -> None:
     Raises:
         UserError: when the run has no checkpoint or no source, or the file's name has another ending.
     """
-    from transfer.adapters import Adapter
-
     _check_name(file)
     own = Adapter.of(run)
     own.write(file)
@@ -79,9 +78,6 @@ def apply(
     Raises:
         UserError: when a file is no adapter of the source, or there are more or fewer shares than adapters.
     """
-    from transfer import weights
-    from transfer.adapters import Adapter, applied
-
     _check_name(to)
     shares = shares or (1 / len(adapters),) * len(adapters) if adapters else ()
     if not adapters or len(shares) != len(adapters):
@@ -89,10 +85,10 @@ def apply(
             f"{len(shares)} shares for {len(adapters)} adapters: give one for each of at least one"
         )
     found = [Adapter.read(file) for file in adapters]
-    networks = applied(weights.Source.read(source), found, shares)
+    networks = applied(shared.Source.read(source), found, shares)
     card = {**found[0].card, "mixed": dict(zip(map(str, adapters), shares, strict=True))}
     to.parent.mkdir(parents=True, exist_ok=True)
-    weights.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
+    shared.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
 
 
 def _check_name(file: Path) -> None:
@@ -133,8 +129,6 @@ def page(file: Path, card: dict) -> str:
 
 
 if __name__ == "__main__":
-    import tyro
-
     with user_errors():
         commands = {"share": share, "adapter": adapter, "apply": apply}
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, prog="python -m transfer")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from transfer import UserError, checkpoints
-from transfer.layers import Conv, ConvUp
-from transfer.plan import LAYERS, Policy, plan
-from transfer.weights import Source
+from transfer import UserError, checkpoints, drawing
+from transfer.plan import others_of
+from transfer.shared import Source, carry
 
 Tensors = dict[str, dict[str, Tensor]]  # of "ema", the averaged generator, and of "D"
 
@@ -43,7 +44,7 @@ class Adapter:
         """
         _, state = checkpoints.Checkpoints(run).newest()
         settings = state["settings"]
-        if "source" not in settings or "G" not in settings:
+        if settings.get("source") is None or "G" not in settings:
             raise UserError(f"{run} was not carried over from a source under a plan: share it whole")
         source = Source.read(Path(settings["source"]))
         networks = {
@@ -51,9 +52,10 @@ class Adapter:
                 key: tensor.cpu() for key, tensor in state[name].items() if not _same(tensor, origin.get(key))
             }
             for name, origin in _networks(source).items()
+            if name in state
         }
-        card = {"script": state["script"], "settings": settings, "iterations": state["step"]}
-        return cls(networks, fingerprint(source), card)
+        card = {key: state[key] for key in ("script", "settings", "arguments") if key in state}
+        return cls(networks, fingerprint(source), {**card, "iterations": state["step"]})
 
     @classmethod
     def read(cls, file: Path) -> Adapter:
@@ -62,8 +64,6 @@ class Adapter:
         Raises:
             UserError: when it is none.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(file, "pt") as handle:
                 card = json.loads((handle.metadata() or {})["adapter"])
@@ -80,8 +80,6 @@ class Adapter:
 
     def write(self, file: Path) -> None:
         """Write a safetensors file, the generator's tensors in half precision."""
-        from safetensors.torch import save
-
         tensors = {
             f"{name}.{key}": (
                 tensor.half() if name == "ema" and tensor.is_floating_point() else tensor
@@ -93,18 +91,17 @@ class Adapter:
         file.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write(file, lambda handle: handle.write(data))
 
-    @property
-    def plans(self) -> tuple[tuple[Policy, ...], tuple[Policy, ...]]:
-        """The policies of G's and of D's layers."""
-        settings = self.card["settings"]
-        rescale = settings.get("rescale", "adafm")
-        D = settings.get("D", (LAYERS, 0, 0))  # goes along unchanged where there is no plan of it
-        return plan(*settings["G"]).generator(rescale), plan(*D).discriminator(rescale)
+    def as_model(self, source: Source) -> Source:
+        """A model of this adapter's script and plan, with the source's tensors."""
+        script, settings = Path(self.card["script"]).stem, self.card["settings"]
+        arguments = (self.card.get("arguments") or {}).get("G") or source.arguments
+        return replace(source, script=script, settings=settings, arguments=arguments)
 
     @property
-    def mapping(self) -> set[str]:
-        """The tensors of what comes before the generator's first layer."""
-        return {key for key in self.networks["ema"] if key.startswith("mapping.")}
+    def plan(self) -> tuple[object, ...]:
+        """What adapters must have in common to be mixed: the policies of G and D, and the script."""
+        settings = self.card["settings"]
+        return tuple(str(settings.get(key)) for key in ("G", "D", "rescale")), self.card["script"]
 
 
 def applied(source: Source, adapters: Sequence[Adapter], shares: Sequence[float]) -> Tensors:
@@ -116,17 +113,18 @@ def applied(source: Source, adapters: Sequence[Adapter], shares: Sequence[float]
     Raises:
         UserError: when the adapters are of another source, or of different plans.
     """
-    wanted, plans, mapping = fingerprint(source), adapters[0].plans, adapters[0].mapping
+    first, wanted = adapters[0], fingerprint(source)
     for adapter in adapters:
         if adapter.source != wanted:
             raise UserError("the adapter was made for another source: give that one as --source")
-        if adapter.plans != plans or adapter.mapping != mapping:
+        if adapter.plan != first.plan:
             raise UserError("the adapters have different plans: mix those of one G(i,j,k), D(i,j,k)")
     result: Tensors = {}
-    for (name, start), policies, kind in zip(_networks(source).items(), plans, (ConvUp, Conv), strict=True):
-        start = start | _modulation(start, policies, kind)
-        if name == "ema":
-            start |= {key: torch.zeros_like(adapters[0].networks[name][key]) for key in mapping}
+    for name in first.networks:
+        if not any(adapter.networks[name] for adapter in adapters):
+            result[name] = _networks(source)[name]
+            continue
+        start = _start(first.as_model(source), source, "G" if name == "ema" else name)
         result[name] = dict(start)
         for key in {key: None for adapter in adapters for key in adapter.networks[name]}:
             mine = [adapter.networks[name].get(key, start[key]) for adapter in adapters]
@@ -135,6 +133,16 @@ def applied(source: Source, adapters: Sequence[Adapter], shares: Sequence[float]
                 parts = (share * (each - start[key]) for share, each in zip(shares, mine, strict=True))
                 result[name][key] = mine[0] if tuple(shares) == (1,) else start[key] + sum(parts)
     return result
+
+
+def _start(model: Source, source: Source, name: str) -> dict[str, Tensor]:
+    """What a run of the model's script began with; what belongs to no layer counts from zero."""
+    network = drawing.untrained(model, name)
+    carry(network, source, name)
+    for parameters in others_of(network).values():
+        for parameter in parameters:
+            parameter.data.zero_()
+    return network.state_dict()
 
 
 def fingerprint(source: Source) -> str:
@@ -147,24 +155,8 @@ def fingerprint(source: Source) -> str:
 
 
 def _networks(source: Source) -> Tensors:
-    return {"ema": source.generator, "D": source.discriminator}
+    return {"ema": source.generator, "D": source.discriminator or {}}
 
 
 def _same(tensor: Tensor, other: Tensor | None) -> bool:
     return other is not None and torch.equal(tensor.cpu(), other)
-
-
-def _modulation(tensors: dict[str, Tensor], policies: tuple[Policy, ...], kind: type) -> dict[str, Tensor]:
-    """Where the plan's gammas and betas start."""
-    found = {}
-    for index, policy in enumerate(policies, start=1):
-        weight = tensors[f"conv{index}.weight"]
-        first, second = weight.shape[:2]
-        sizes = (second, first) if kind is Conv else (first, second)
-        layer = kind(*sizes, weight.shape[-1], 1, 0, policy)
-        layer.load_state_dict({"weight": weight}, strict=False)
-        layer.start()
-        found |= {
-            f"conv{index}.{key}": each.detach() for key, each in layer.named_parameters() if key != "weight"
-        }
-    return found

@@ -99,9 +99,9 @@ def diff_augment(x: Tensor) -> Tensor:
     inside = (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
     x = x.gather(2, from_row.clamp(0, height - 1).expand(-1, x.shape[1], -1, width))
     x = x.gather(3, from_column.clamp(0, width - 1).expand(-1, x.shape[1], height, -1)) * inside
-    # Cutout: a square of half the side set to zero, its centre anywhere in the image.
+    # Cutout: a square of half the side set to zero, its centre anywhere; of an even one on the far edge too.
     middle_row, middle_column = (
-        torch.randint(side, (n, 1, 1, 1), device=x.device) for side in (height, width)
+        torch.randint(side + 1 - side // 2 % 2, (n, 1, 1, 1), device=x.device) for side in (height, width)
     )
     cut = ((rows - middle_row + height // 4) // (height // 2) == 0) & (
         (columns - middle_column + width // 4) // (width // 2) == 0

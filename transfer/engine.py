@@ -9,16 +9,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from transfer import UserError
+from transfer import UserError, winograd
 from transfer.augment import Augment, mirrored
 from transfer.images import Images
-from transfer.layers import Conv, ConvUp, Norm, stages
+from transfer.plan import layers_of
 from transfer.weights import learning
 
 PAYS_FROM = 200  # iterations; compiling takes a minute or two, and saves a third of each
 WARM_UP = 3  # iterations before a CUDA graph is captured, in which libraries choose and allocate
+Function = Callable[..., Tensor]
 KEPT = 1 << 30  # bytes of frozen features that are kept at most
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -46,8 +47,27 @@ def choose_device(name: str | None = None) -> torch.device:
 # How networks compute.
 
 
-def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backward: bool = False) -> None:
-    """Decide how networks that are trained together compute, and print it.
+class Tuned:
+    """A network as the loop calls it: `tuned(x)` is its forward.
+
+    Attributes:
+        network: the network itself.
+        hasten: what makes a function of its modules compute as this does.
+    """
+
+    def __init__(self, network: nn.Module, hasten: Callable[..., Function] | None = None) -> None:
+        self.network = network
+        self.hasten = hasten or (lambda function, compiled=True: function)
+        self._forward = self.hasten(network.forward) if hasten else network
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._forward(x)
+
+
+def tune(
+    *networks: nn.Module, iterations: int, fast: bool = True, double_backward: bool = False
+) -> list[Tuned]:
+    """Decide how networks that are trained together compute, print it, and return them for the loop.
 
     On CUDA and on CPUs with bf16 instructions: bf16 products of float32 weights; normalisation keeps float32
     statistics, and what a network returns is float32. Where those instructions are of matrices (AMX) the
@@ -55,7 +75,7 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     transfer.winograd, which needs 2.56 times fewer products and agrees with torch up to rounding.
 
     Args:
-        networks: their `forward` is made fast, and `gradient` where a critic has one.
+        networks: their `forward` is made fast; what else is made of their modules, by Tuned.hasten.
         iterations: compiling is for runs that are long enough to pay for it.
         fast: False for torch's own float32 everywhere.
         double_backward: a gradient of theirs is differentiated again, which torch.compile refuses.
@@ -69,16 +89,12 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
         keep_pages()
         compiled = matrix and not double_backward and not short and _compiles()
         few_products = not bf16 and not short and _compiles()
+    hasten = None
     if fast and bf16:
-        how = "bf16"
+        how, hasten = "bf16", partial(_bf16, device=device.type, compiled=compiled)
+    if few_products:
         for network in networks:
-            network.hasten = partial(_bf16, device=device.type, compiled=compiled)
-            for name in ("forward", "gradient"):
-                if hasattr(network, name):
-                    setattr(network, name, network.hasten(getattr(network, name)))
-    for module in (module for network in networks for module in network.modules()):
-        if isinstance(module, Conv | ConvUp):
-            module.few_products = few_products and module.stride == 2
+            use_few_products(network)
     if compiled or few_products:
         how += ", compiled, which takes a minute or two of the first iteration when nothing is cached"
     elif fast and short and device.type == "cpu" and (matrix or not bf16):
@@ -86,6 +102,26 @@ def tune(*networks: nn.Module, iterations: int, fast: bool = True, double_backwa
     elif fast and double_backward and matrix:
         how += ", not compiled, since torch.compile refuses a gradient of a gradient"
     print(how)
+    return [Tuned(network, hasten) for network in networks]
+
+
+def use_few_products(network: nn.Module) -> None:
+    """Have the layers of stride 2 and padding 1 convolve by transfer.winograd."""
+    for kernel in (layer.kernel for layer in layers_of(network)):
+        if (kernel.stride, kernel.padding) == (2, 1):
+            down, up = _few_products("conv2d"), _few_products("conv_transpose2d")
+            if kernel.out_axis == 0:
+                kernel.convolve, kernel.convolve_back = down, up
+            else:
+                kernel.convolve = up
+
+
+def _few_products(name: str) -> Callable[..., Tensor]:
+    def convolve(x: Tensor, kernel: Tensor, shift: Tensor | None, stride: int, padding: int) -> Tensor:
+        y = getattr(winograd, name)(x, kernel)
+        return y if shift is None else y + shift[:, None, None]
+
+    return convolve
 
 
 def bf16_on(device: torch.device) -> bool:
@@ -95,7 +131,7 @@ def bf16_on(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _bf16(function: Callable[..., Tensor], device: str, compiled: bool = False) -> Callable[..., Tensor]:
+def _bf16(function: Function, compile_too: bool = True, *, device: str, compiled: bool = False) -> Function:
     """function with bf16 products; only the forward pass is under autocast, backward passes follow it."""
 
     def fast(*inputs: Tensor) -> Tensor:
@@ -103,7 +139,7 @@ def _bf16(function: Callable[..., Tensor], device: str, compiled: bool = False) 
             output = function(*inputs)
         return output.float()
 
-    return torch.compile(fast, dynamic=False) if compiled else fast
+    return torch.compile(fast, dynamic=False) if compiled and compile_too else fast
 
 
 def _compiles() -> bool:
@@ -138,20 +174,19 @@ class Reals:
     begins above them. The scores are then the same up to rounding, from the same random numbers.
     """
 
-    def __init__(self, D: nn.Module, images: Images, augment: Augment, fast: bool = True) -> None:
+    def __init__(self, D: Tuned, images: Images, augment: Augment, fast: bool = True) -> None:
         self.D, self.images, self.augment = D, images, augment
         self.features, self.above = None, None
         if fast and augment.name in ("none", "flip"):
-            self._keep(fixed_layers(D))
+            self._keep(fixed_layers(D.network))
 
     @torch.no_grad()
     def _keep(self, layers: int) -> None:
         if not layers:
             return
-        each = stages(self.D)
+        each = stages(self.D.network)
         below, above = nn.Sequential(*each[:layers]), nn.Sequential(*each[layers:])
-        if hasattr(self.D, "hasten"):  # they are to compute as D does
-            below, above = self.D.hasten(below, compiled=False), self.D.hasten(above)
+        below, above = self.D.hasten(below, False), self.D.hasten(above)  # they are to compute as D does
         outcomes = [lambda x: x, lambda x: x.flip(3)][: 1 if self.augment.name == "none" else 2]
         one = below(self.images.at(slice(0, 1)))
         if len(outcomes) * len(self.images) * one.numel() * one.element_size() > KEPT:
@@ -174,15 +209,35 @@ class Reals:
 
 
 def fixed_layers(D: nn.Module) -> int:
-    """How many of D's layers, from the image's side, are a fixed function of their input."""
-    layers = 0
-    while layers < 4:
-        conv, norm = (getattr(D, f"{kind}{layers + 1}", None) for kind in ("conv", "norm"))
-        depends = isinstance(norm, Norm) and not norm.fixed
-        if learning(conv) or depends:
-            break
-        layers += 1
-    return layers
+    """How many of D's layers, from the image's side, are a fixed function of their input; never all."""
+    layers = layers_of(D)[:-1]
+    for count, layer in enumerate(layers):
+        if learning(layer.kernel) or (layer.norm is not None and not layer.norm.fixed):
+            return count
+    return len(layers)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return hasattr(module, "policy") or not layers_of(module)
+
+
+def stages(network: nn.Module) -> list[nn.Module]:
+    """forward of a generator or a critic as one network for each layer, which share its tensors.
+
+    Each but the first begins with its convolution and ends before the next one: one after the other they are
+    forward. It is for networks in which a layer reads the one before it and nothing else.
+    """
+    graphs, copies = [fx.Graph()], {}
+    begins = {layer.name for layer in layers_of(network)[1:]}
+    for node in _Tracer().trace(network).nodes:
+        if node.target in begins:
+            (features,) = node.args
+            graphs[-1].output(copies[features])
+            graphs.append(fx.Graph())
+            copies[features] = graphs[-1].placeholder("features")
+        copies[node] = graphs[-1].node_copy(node, copies.__getitem__)
+    return [fx.GraphModule(network, graph) for graph in graphs]
 
 
 # ----------------------------------------------------------------------------------------------------------

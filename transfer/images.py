@@ -191,6 +191,8 @@ class Images:
         names: the N files' names, in the same order.
         unreadable: the names that were left out, each with its reason.
         copies: how many are exact copies of another.
+        kinds: the names of the sub-folders, sorted, where each image is in one; else none.
+        labels: (N,), int64, each image's place among the kinds; None without.
         fingerprint: SHA-256 over names and pixels.
     """
 
@@ -199,6 +201,8 @@ class Images:
     unreadable: dict[str, str]
     fingerprint: str
     copies: int = 0
+    kinds: tuple[str, ...] = ()
+    labels: Tensor | None = None
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", size: int = 64) -> Images:
@@ -221,8 +225,16 @@ class Images:
                 f"none of the {len(files)} images in {path} can be read: {name!r}, the first, is {reason}"
             )
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        copies = len(names) - len(different)
+        kinds, labels = _kinds(names)
         return cls(
-            pixels.to(device), tuple(names), unreadable, digest.hexdigest(), len(names) - len(different)
+            pixels.to(device),
+            tuple(names),
+            unreadable,
+            digest.hexdigest(),
+            copies,
+            kinds,
+            None if labels is None else labels.to(device),
         )
 
     def __len__(self) -> int:
@@ -254,12 +266,23 @@ class Images:
         return self._some(order[n:].sort().values), self._some(order[:n].sort().values)
 
     def _some(self, places: Tensor) -> Images:
-        return replace(self, pixels=self.pixels[places], names=tuple(self.names[place] for place in places))
+        names = tuple(self.names[place] for place in places)
+        labels = None if self.labels is None else self.labels[places]
+        return replace(self, pixels=self.pixels[places], names=names, labels=labels)
 
     def __str__(self) -> str:
         left_out = "".join(f"\n  left out: {name!r} ({reason})" for name, reason in self.unreadable.items())
         copies = f", {self.copies} of them an exact copy of another" if self.copies else ""
         return f"{len(self)} images{copies}" + left_out
+
+
+def _kinds(names: list[str]) -> tuple[tuple[str, ...], Tensor | None]:
+    """The sub-folders that images are in, and which one each is in; nothing where one is in none."""
+    folders = [name.partition("/")[0] for name in names]
+    if not all("/" in name for name in names):
+        return (), None
+    kinds = tuple(sorted(set(folders)))
+    return kinds, torch.tensor([kinds.index(folder) for folder in folders])
 
 
 def to_float(pixels: Tensor) -> Tensor:

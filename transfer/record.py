@@ -1,37 +1,34 @@
-"""The record: a run's own folder with its settings, log, samples and checkpoints; progress; resuming."""
+"""The record: a run's loop, with its log, samples, scores and checkpoints; progress; resuming."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import math
-import os
-import platform
 import shutil
-import socket
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from transfer import Diverged, NoSpace, UserError, checkpoints
-from transfer.checkpoints import Checkpoints
+from transfer import Diverged, UserError, checkpoints
+from transfer.folder import Folder, hardware, make_sure_of_space
 from transfer.images import Images, frames, grid, to_uint8
+from transfer.settings import complete, plain
 from transfer.signals import Signals, Stop
 from transfer.weights import Average
 
+if TYPE_CHECKING:
+    from fid import Scores
+
 SAMPLES = 64  # the latents of the grids
 SCORED = 1000  # the images that are drawn for a score
-LATEST = "latest"  # for resume: the newest run of the same script in `out`
-COLLAPSED, FROM = 0.05, 200  # a spread below this share of the real images' is a warning, from this iteration
+COLLAPSED, COLLAPSE_FROM = (
+    0.05,
+    200,
+)  # a spread below this share of the real images' is a warning, from this iteration
 LARGE = 1e4  # and a loss beyond this
 MAY_CHANGE = {
     "iterations",
@@ -63,80 +60,60 @@ class Run:
             "latest".
         script: the script's __file__.
         images: what is trained on.
+        parts: everything with a state: "G", "average" (a weights.Average), the other networks and optimizers.
         title: is appended to the folder's name.
-        parts: everything with a state: "G", "D", "average" (a weights.Average) and the optimizers.
+        draw: latents (n, latent) -> images (n, C, H, W) in [-1, 1]; the average's, unless given.
+        score: pixels (n, C, H, W), uint8 -> scores, such as fid.scorer gives; none without.
     """
 
     def __init__(
-        self, settings: Any, script: str, images: Images, parts: dict[str, Any], title: str = ""
+        self,
+        settings: Any,
+        script: str,
+        images: Images,
+        parts: dict[str, Any],
+        title: str = "",
+        draw: Callable[[Tensor], Tensor] | None = None,
+        score: Callable[[Tensor], Scores] | None = None,
     ) -> None:
         self.settings, self.images, self.parts = settings, images, parts
-        self.script = Path(script)
-        self.device = images.pixels.device
+        self.script, self.device = Path(script), images.pixels.device
+        self.draw, self._score = draw or parts["average"].network, score
         generator = torch.Generator().manual_seed(settings.seed)
-        self.latents = torch.randn(SCORED, parts["G"].latent, generator=generator).to(self.device)
-        self.extractor = None
-        if settings.score_every:
-            from fid import load  # slow, and not every run is scored
-
-            self.extractor = load(settings.extractor, device=str(self.device))
+        latent = parts["G"].arguments["latent"]
+        self.latents = torch.randn(SCORED, latent, generator=generator).to(self.device)
         self.step, self._losses, self._last, self._since = 0, {}, "", None
+        out = Path(settings.out)
         if settings.resume is not None:
-            self._open(_resumed(Path(settings.resume), Path(settings.out), self.script.name))
+            self._hold(Folder.again(Path(settings.resume), out, self.script.name))
             self._resume()
             return
-        self._make_sure_of_space(Path(settings.out))
-        self._open(_new_folder(Path(settings.out), "-".join(filter(None, (self.script.stem, title)))))
+        make_sure_of_space(out, self._bytes())
+        self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title)))))
         self._describe()
-        _save_picture(grid(images.pixels[:SAMPLES]), self.folder / "reals.png")
+        self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
         self.sample()
 
-    def _open(self, folder: Path) -> None:
-        """Take the folder for this process; it is given back when the process ends, however it ends."""
-        self.folder, self.checkpoints = folder, Checkpoints(folder)
-        self._lock, owner = FileLock(folder / ".lock"), folder / ".owner"
-        whom = "another process"
-        try:
-            self._lock.acquire(timeout=0)
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
-        except Timeout:
-            with contextlib.suppress(OSError):
-                whom = owner.read_text()
-            raise UserError(f"{folder} is in use by {whom}: wait for that, or stop it") from None
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}): look after its permissions"
-            ) from None
-        self.checkpoints.remove_unfinished()
+    def _hold(self, files: Folder) -> None:
+        self.files, self.folder, self.checkpoints = files, files.path, files.checkpoints
 
-    def _make_sure_of_space(self, out: Path) -> None:
+    def _bytes(self) -> int:
+        """What the run will write, roughly."""
         settings = self.settings
         parts = (part.network if isinstance(part, Average) else part for part in self.parts.values())
         kept = checkpoints.KEEP + 2 + settings.iterations // checkpoints.EVERY
-        need = kept * checkpoints.size_of(parts) + settings.iterations // settings.sample_every * 600_000
-        place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-        free = shutil.disk_usage(place).free
-        amounts = f"{out} has {free / 1e6:,.0f} MB free, and this run will write about {need / 1e6:,.0f} MB"
-        if free < need:
-            raise NoSpace(f"{amounts}: make room or give another out")
-        if free < 2 * need:
-            print(f"{amounts}; there is little to spare")
+        return kept * checkpoints.size_of(parts) + settings.iterations // settings.sample_every * 600_000
 
     def _describe(self) -> None:
         shutil.copyfile(self.script, self.folder / self.script.name)
-        for name in ("samples", "checkpoints"):
-            (self.folder / name).mkdir()
-        description = {
-            "script": self.script.name,
-            "settings": plain(self.settings),
-            "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
-            "unreadable": self.images.unreadable,
-            "learning": {name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
-            "hardware": hardware(self.device),
-            "versions": versions(),
-            "started": timestamp(),
-        }
-        checkpoints.write_json(self.folder / "settings.json", description)
+        self.files.describe(
+            script=self.script.name,
+            settings=plain(self.settings),
+            images={"count": len(self.images), "fingerprint": self.images.fingerprint},
+            unreadable=self.images.unreadable,
+            learning={name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
+            hardware=hardware(self.device),
+        )
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -184,7 +161,7 @@ class Run:
             animate(self.folder)
             print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
         finally:
-            self._lock.release()
+            self.files.release()
 
     def _due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.settings.iterations)
@@ -195,10 +172,12 @@ class Run:
         Returns whether the score is the best so far.
         """
         best = False
-        if self._due(self.settings.sample_every) and not (again and self._sample_path().exists()):
+        if self._due(self.settings.sample_every) and not (
+            again and (self.folder / self._sample_name()).exists()
+        ):
             self.sample()
-        if self._due(self.settings.score_every):
-            scores = [(line["step"], merit(line)) for line in _lines(self.folder / "scores.jsonl")]
+        if self._score is not None and self._due(self.settings.score_every):
+            scores = [(line["step"], merit(line)) for line in self.files.lines("scores")]
             if not (again and self.step in dict(scores)):
                 best = self.score() < min((value for _, value in scores), default=math.inf)
         return best
@@ -217,28 +196,22 @@ class Run:
         now = time.monotonic()
         batches = getattr(self.settings, "critic_steps", 1)  # an iteration
         images = (self.step - step) * batches * self.settings.batch_size
-        self._write_line("log", {**losses, "images_per_second": images / max(now - then, 1e-9)})
+        self.files.write_line(
+            "log", self.step, {**losses, "images_per_second": images / max(now - then, 1e-9)}
+        )
         self._since, self._last = (self.step, now), f"{losses} at iteration {self.step}"
         if max(map(abs, losses.values())) > LARGE:
-            self._warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
+            self.warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
 
-    def _write_line(self, name: str, content: dict[str, Any]) -> None:
-        try:
-            with open(self.folder / f"{name}.jsonl", "a") as file:
-                file.write(json.dumps({"step": self.step, **content}) + "\n")
-        except OSError as error:
-            raise NoSpace(
-                f"{self.folder} cannot be written ({error.strerror}): make room, and go on with --resume"
-            ) from None
-
-    def _warn(self, warning: str) -> None:
-        self._write_line("log", {"warning": warning})
+    def warn(self, warning: str) -> None:
+        """Write a warning to the log and print it."""
+        self.files.write_line("log", self.step, {"warning": warning})
         tqdm.write(f"warning at iteration {self.step}: {warning}")
 
     def _check_networks(self) -> None:
         """Raise Diverged, naming the network, unless every weight is finite."""
-        for name in ("D", "G"):
+        for name in ("D", "G") if "D" in self.parts else ("G",):
             tensors = [t for t in self.parts[name].state_dict().values() if t.is_floating_point()]
             if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
                 self._stop_diverged(f"{name} holds weights that are not finite")
@@ -252,36 +225,26 @@ class Run:
 
     @torch.no_grad()
     def _draw(self, n: int) -> Tensor:
-        """The averaged generator's images (n, 3, 64, 64), uint8, of the run's first n latents."""
-        network = self.parts["average"].network
-        return torch.cat([to_uint8(network(z)) for z in self.latents[:n].split(SAMPLES)])
+        """The images (n, C, H, W), uint8, of the run's first n latents."""
+        return torch.cat([to_uint8(self.draw(z)) for z in self.latents[:n].split(SAMPLES)])
 
-    def _sample_path(self) -> Path:
-        return self.folder / "samples" / f"{self.step:06d}.png"
+    def _sample_name(self) -> str:
+        return f"samples/{self.step:06d}.png"
 
     def sample(self) -> None:
         """Write the grid of this step, and warn when all its images are one and the same."""
         images = self._draw(SAMPLES)
-        _save_picture(grid(images), self._sample_path())
+        self.files.write_picture(grid(images), self._sample_name())
         spread, real = _spread(images), _spread(self.images.pixels[:SCORED])
-        if self.step >= FROM and spread < COLLAPSED * real:
-            self._warn(
+        if self.step >= COLLAPSE_FROM and spread < COLLAPSED * real:
+            self.warn(
                 f"the samples have collapsed: they differ by {spread:.2f} grey levels, reals by {real:.1f}"
             )
 
     def score(self) -> float:
-        """Write the scores of this step, against the training images and the reference; returns merit."""
-        from fid import score
-
-        scores = score(
-            self._draw(SCORED),
-            self.images,
-            self.settings.reference,
-            extractor=self.extractor,
-            size=self.images.pixels.shape[-1],
-            seed=self.settings.seed,
-        )
-        self._write_line("scores", scores.as_dict())
+        """Write the scores of this step; returns merit."""
+        scores = self._score(self._draw(SCORED))
+        self.files.write_line("scores", self.step, scores.as_dict())
         tqdm.write(f"{self.step}: {scores}")
         return merit(scores.as_dict())
 
@@ -294,6 +257,7 @@ class Run:
             "version": checkpoints.VERSION,
             "script": self.script.name,
             "settings": plain(self.settings),
+            "arguments": {k: part.arguments for k, part in self.parts.items() if hasattr(part, "arguments")},
             "fingerprint": self.images.fingerprint,
             "step": self.step,
             "random": {"cpu": torch.get_rng_state()},
@@ -313,8 +277,8 @@ class Run:
     def _resume(self) -> None:
         """Take up the state of the newest whole checkpoint."""
         folder, (path, state) = self.folder, self.checkpoints.newest()
-        before, now = state.get("settings", {}), plain(self.settings)
-        keys = (before.keys() | now.keys()) - MAY_CHANGE
+        before, now = complete(type(self.settings), state.get("settings", {})), plain(self.settings)
+        keys = now.keys() - MAY_CHANGE
         changed = sorted(key for key in keys if before.get(key) != now.get(key))
         if state.get("script") != self.script.name:
             raise UserError(f"{folder} is a run of {state.get('script')}: resume it with that script")
@@ -344,18 +308,8 @@ class Run:
         elif has_cuda or had_cuda:
             print("the run was on another kind of device: it goes on, but not bit for bit")
         self.step = state["step"]
-        for name in ("log.jsonl", "scores.jsonl"):
-            _forget_after(self.step, self.folder / name)
-        description = json.loads((folder / "settings.json").read_text())
-        again = {
-            "step": self.step,
-            "time": timestamp(),
-            "hardware": hardware(self.device),
-            "versions": versions(),
-        }
-        description["settings"] = plain(self.settings)
-        description["resumed"] = [*description.get("resumed", []), again]
-        checkpoints.write_json(folder / "settings.json", description)
+        self.files.forget_after(self.step)
+        self.files.describe_again(plain(self.settings), self.step, hardware(self.device))
         print(f"going on with {folder} after iteration {self.step}")
 
 
@@ -393,100 +347,3 @@ def _spread(images: Tensor) -> float:
 def merit(scores: dict[str, Any]) -> float:
     """What the best checkpoint has least of: KID, against the held-out images where they are given."""
     return (scores.get("heldout") or scores)["kid"]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; the last may have been cut off."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return lines
-
-
-def _forget_after(step: int, path: Path) -> None:
-    """Take from a log what came after a checkpoint that the run goes back to: it comes again."""
-    if not path.exists():
-        return
-    kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step).encode()
-    if kept != path.read_bytes():
-        checkpoints.write(path, lambda handle: handle.write(kept))
-
-
-def _resumed(resume: Path, out: Path, script: str) -> Path:
-    """The folder of the run that is to go on."""
-    if str(resume) != LATEST or resume.is_dir():
-        if not (resume / "settings.json").is_file():
-            raise UserError(f"{resume} is no run's folder: give one, such as {out / '0001-...'}, or {LATEST}")
-        return resume
-    for path in sorted(out.glob("*/settings.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if json.loads(path.read_text()).get("script") == script and Checkpoints(path.parent).found():
-                return path.parent
-    raise UserError(f"{out} holds no run of {script} with a checkpoint: leave resume out to start one")
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """A new numbered folder: mkdir is exclusive, so two runs that start together get two."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        taken = [int(p.name[:4]) for p in parent.iterdir() if p.name[:4].isdigit() and p.name[4:5] == "-"]
-        for number in itertools.count(max(taken, default=0) + 1):
-            folder = parent / f"{number:04d}-{name}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise UserError(
-            f"no run's folder can be made in {parent} ({error.strerror}): give another out"
-        ) from None
-    raise AssertionError("unreachable")
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Settings as JSON has them: paths as text, splits as lists."""
-    return {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in asdict(settings).items()
-    }
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the libraries that a run depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "pillow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware(device: torch.device) -> str:
-    """What the run computes on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # Linux; elsewhere the processor's family must do
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    instructions = torch.backends.cpu.get_cpu_capability()
-    if torch.cpu._is_avx512_bf16_supported():
-        instructions = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX512-BF16"
-    return f"{name}, {instructions}, {torch.get_num_threads()} threads"
-
-
-def timestamp() -> str:
-    """The time, with its zone."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _save_picture(picture: Any, path: Path) -> None:
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise NoSpace(
-            f"{path} cannot be written ({error.strerror}): make room, and go on with --resume"
-        ) from None

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transfer.engine import stages
 from transfer.images import Images
-from transfer.layers import stages
 from transfer.weights import learning
 
 
@@ -76,7 +76,7 @@ def fisher(G: nn.Module, D: nn.Module, samples: int) -> list[Tensor]:
     G, D = (copy.deepcopy(network).eval() for network in (G, D))
     tensors = learning(G)
     totals = [torch.zeros_like(tensor) for tensor in tensors]
-    for z in torch.randn(samples, 1, G.latent, device=tensors[0].device):
+    for z in torch.randn(samples, 1, G.arguments["latent"], device=tensors[0].device):
         for total, gradient in zip(totals, torch.autograd.grad(D(G(z)).sum(), tensors), strict=True):
             total += gradient.square()
     mean = sum(total.sum() for total in totals) / sum(total.numel() for total in totals)

@@ -5,14 +5,40 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from transfer import UserError
-from transfer.plan import Layers, Plan, Split, plan
+from transfer.plan import Named, Plan, Split, plan
 from transfer.signals import Stop
 
 S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Annotated[type, Bound(...)]: what a number can be, in words and as least <= number < below."""
+
+    sentence: str
+    least: float = 0
+    below: float = float("inf")
+
+    def holds(self, number: float) -> bool:
+        """Whether a number, which may be NaN, is within it."""
+        return self.least <= number < self.below
+
+
+SMALLEST = sys.float_info.min  # above 0
+Count = Annotated[int, Bound("at least 1", 1)]
+Whole = Annotated[int, Bound("at least 0")]
+Batch = Annotated[int, Bound("at least 2", 2)]  # batch normalisation needs two images
+Weight = Annotated[float, Bound("at least 0")]
+Positive = Annotated[float, Bound("a number above 0", SMALLEST)]
+Decay = Annotated[float, Bound("a number from 0 to just below 1, such as 0.999", 0, 1)]
+
+Optimizer = Literal["rmsprop", "adam"]  # see weights.optimizer
+Loss = Literal["source", "wgan", "wgan_gp"]  # see shared.Source.loss
 Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see augment.Augment
 Extractor = Literal[
     "inception", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"
@@ -48,54 +74,67 @@ def _plan_rule(info: Any) -> Any:
         nargs="*",
         metavar="I J K|NAMES",
         instance_from_str=lambda words: plan(*words),
-        is_instance=lambda value: isinstance(value, Split | Layers),
+        is_instance=lambda value: isinstance(value, Split | Named),
         str_from_instance=lambda value: [str(each) for each in value],
     )
 
 
-LOWEST = {  # the least value of each number, by the name every script gives it
-    "iterations": 1,
-    "batch_size": 2,  # batch normalisation needs two images
-    "critic_steps": 1,
-    "autoencoder": 1,
-    "latent": 1,
-    "width": 1,
-    "sample_every": 1,
-    "save_every": 1,
-    "log_every": 1,
-    "score_every": 0,
-    "seed": 0,
-    "l2_sp": 0,
-    "distillation": 0,
-    "ewc": 0,
-    "consistency": 0,
-    "lecam": 0,
-    "adapt": 0,
-    "perceptual": 0,
-    "spread": 0,
-    "stay": 0,
-    "noise": 0,
-}
-POSITIVE = ("learning_rate", "latent_rate", "clip", "penalty")
+@dataclass(frozen=True)
+class Before:
+    """Annotated[type, Before(value)]: what runs did from before the setting existed, if not its default.
+
+    A default that changes needs one too: results from before the setting still mean the old one.
+    """
+
+    value: Any
+
+
+def complete(script: type, stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run was made with, as plain gives them: each field of its script has a value.
+
+    A run from before a field existed does not tell of it: it reads as what runs did then.
+    """
+    return {name: stored.get(name, value) for name, value in unsaid(script).items()}
+
+
+def unsaid(script: type) -> dict[str, Any]:
+    """What each field of a script's Settings reads as in a run that does not tell of it."""
+    hints = get_type_hints(script, include_extras=True)
+    before = {
+        name: [b.value for b in getattr(hint, "__metadata__", ()) if isinstance(b, Before)]
+        for name, hint in hints.items()
+    }
+    return {field.name: _plain(*before[field.name] or [field.default]) for field in fields(script)}
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON has them: paths as text, plans as lists."""
+    return {name: _plain(value) for name, value in vars(settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
 
 def check(settings: Any) -> None:
-    """Refuse values that no run can have.
+    """Refuse values that no run can have, by the bounds beside the fields' types.
 
     Raises:
-        UserError: naming the setting, its value and the least value it can have.
+        UserError: naming the setting, its value and what it can be.
     """
-    values = vars(settings)
-    for name, least in LOWEST.items():
-        if name in values and values[name] < least:
-            raise UserError(f"{name} is {values[name]}: give at least {least}")
-    for name in POSITIVE:
-        if name in values and not 0 < values[name] < float("inf"):
-            raise UserError(f"{name} is {values[name]}: give a number above 0")
-    if not 0 <= values.get("ema_decay", 0) < 1:
-        raise UserError(
-            f"ema_decay is {values['ema_decay']}: give a number from 0 to just below 1, such as 0.999"
-        )
+    hints = get_type_hints(type(settings), include_extras=True)
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name, value in vars(settings).items():
+        for bound in getattr(hints[name], "__metadata__", ()):
+            if isinstance(bound, Bound) and value is not None and not bound.holds(value):
+                raise UserError(f"{name} is {value}: give {bound.sentence}")
+        if isinstance(value, Plan) and value.layers != defaults[name].layers:
+            count = defaults[name].layers
+            raise UserError(
+                f"--{name} {value} is for {value.layers} layers, and the network has {count}: give three"
+                f" numbers with i + j + k = {count}, such as {' '.join(map(str, defaults[name]))},"
+                f" or {count} names"
+            )
 
 
 @contextmanager

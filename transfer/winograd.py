@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POINTS = {4: (0, 1, -1, 2), 2: (0, 1)}  # by tile: where polynomials are evaluated, beside infinity
-FEW = 32  # tiles below which small ones do: a kernel at 25 points would be more work than its products
-THIN = 32  # channels below which adding costs more than the products that it saves
-SMALL = 1 << 16  # numbers below which a map is not worth compiling
+FEWEST_TILES = 32  # below, small ones do: a kernel at 25 points would be more work than its products
+FEWEST_CHANNELS = 32  # channels below which adding costs more than the products that it saves
+COMPILED_FROM = 1 << 16  # numbers below which a map is not worth compiling
 
 Matrix = tuple[tuple[float, ...], ...]
 Map = Callable[[Tensor, int], Tensor]
@@ -144,7 +144,7 @@ class Linear(torch.autograd.Function):
     def forward(ctx, t: Tensor, m: int, there: Map, back: Map) -> Tensor:
         ctx.maps = m, back, there
         t = t.detach().contiguous()
-        if torch.compiler.is_compiling() or t.numel() < SMALL:
+        if torch.compiler.is_compiling() or t.numel() < COMPILED_FROM:
             return there(t, m)
         if there in BATCH:
             torch._dynamo.maybe_mark_dynamic(t, BATCH[there])
@@ -157,7 +157,7 @@ class Linear(torch.autograd.Function):
 
 def _tile(size: tuple[int, int], x: Tensor, weight: Tensor) -> int | None:
     """The tile for narrow images of this size; None where torch does better, or must do."""
-    if weight.shape[2:] != (4, 4) or min(weight.shape[:2]) < THIN or min(size) == 0:
+    if weight.shape[2:] != (4, 4) or min(weight.shape[:2]) < FEWEST_CHANNELS or min(size) == 0:
         return None
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
         return None
@@ -165,7 +165,7 @@ def _tile(size: tuple[int, int], x: Tensor, weight: Tensor) -> int | None:
     if height % 2 or width % 2:
         return None
     whole = not (height % 4 or width % 4)
-    return 4 if whole and len(x) * height * width // 16 >= FEW else 2
+    return 4 if whole and len(x) * height * width // 16 >= FEWEST_TILES else 2
 
 
 def _asked_for(ctx) -> Sequence[bool]:

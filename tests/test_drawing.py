@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import torch
 from PIL import Image
 
 import wgan_64
-from fid import generator
-from tests.conftest import LATENT, WIDTH, pretrained
-from transfer import UserError, weights
+from tests.conftest import LATENT, WIDTH, as_source, pretrained
+from transfer import UserError, drawing, shared
 from transfer.images import to_uint8
-from transfer.plan import RESCALE, Split
-from transfer.weights import Source
+from transfer.plan import Split, layers_of
+from transfer.policies import Rescale
+from transfer.shared import Source
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def run(lively, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run") / "run.safetensors"
     G, D = pretrained()
     tensors = {"G": G.state_dict(), "ema": lively.state_dict(), "D": D.state_dict()}
-    weights.share(path, tensors, {})
+    shared.share(path, tensors, {})
     return path
 
 
@@ -43,32 +44,33 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
     """gamma and beta moved off the identity."""
     random = torch.Generator().manual_seed(0)
     for name, tensor in network.state_dict().items():
-        if name.endswith(("gamma", "beta")):
+        if name.endswith(("gamma", "beta", ".u", ".v")):
             tensor.add_(torch.randn(tensor.shape, generator=random) * 0.1)
     return network.eval()
 
 
-@pytest.mark.parametrize("rescale", RESCALE)
+@pytest.mark.parametrize("rescale", get_args(Rescale))
 @pytest.mark.parametrize("split", [(0, 0, 5), (0, 5, 0), (1, 2, 2), (5, 0, 0)])
 def test_the_images_are_the_scripts_generators(lively, split, rescale):
     policies = Split(*split).generator(rescale)
     G = wgan_64.Generator(LATENT, WIDTH, policies)
-    weights.carry(G, lively.state_dict(), "G")
+    shared.carry(G, as_source(lively), "G")
     G = randomised(G)
     z = torch.randn(3, LATENT, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = G(z)
         assert expected.std() > 0.1
-        drawn = generator.network(Source(G.state_dict(), {}, LATENT, WIDTH, policies))(z)
-        assert torch.allclose(drawn, expected, atol=1e-5)
+        settings = {"source": "tiny", "G": split, "rescale": rescale}
+        drawn = drawing.generator(as_source(G, settings=settings))(z)
+        assert torch.equal(drawn, expected)
 
 
 def test_drawing_is_seeded_and_leaves_the_random_state_alone(run):
     read, before = Source.read(run), torch.get_rng_state()
-    images = generator.draw(read, 5, 0, CPU)
+    images = drawing.draw(read, 5, 0, CPU)
     assert images.shape == (5, 3, 64, 64) and images.dtype == torch.uint8
-    assert torch.equal(images, generator.draw(read, 5, 0, CPU, batch=2))
-    assert not torch.equal(images, generator.draw(read, 5, 1, CPU))
+    assert torch.equal(images, drawing.draw(read, 5, 0, CPU, batch=2))
+    assert not torch.equal(images, drawing.draw(read, 5, 1, CPU))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -76,27 +78,27 @@ def test_the_moving_average_is_drawn_from(lively, run):
     z = torch.randn(2, LATENT, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = to_uint8(copy.deepcopy(lively).eval()(z))
-    assert (generator.draw(Source.read(run), 2, 0, CPU).int() - expected.int()).abs().max() <= 1
+    assert (drawing.draw(Source.read(run), 2, 0, CPU).int() - expected.int()).abs().max() <= 1
 
 
 def test_a_diverged_generator_is_refused(run):
     read = Source.read(run)
     read.generator["conv3.weight"].fill_(torch.nan)
     with pytest.raises(UserError, match="diverged"):
-        generator.draw(read, 2, 0, CPU)
+        drawing.draw(read, 2, 0, CPU)
 
 
 def test_kept_images_are_the_drawn_ones_and_listed(run, tmp_path):
-    images = generator.draw(Source.read(run), 3, 0, CPU)
+    images = drawing.draw(Source.read(run), 3, 0, CPU)
     folder = tmp_path / "generated_image"
-    generator.keep(images, folder)
+    drawing.keep(images, folder)
     names = json.loads((folder / ".generated").read_text())
     assert names == ["000000.png", "000001.png", "000002.png"]
     for name, image in zip(names, images, strict=True):
         assert np.array_equal(np.asarray(Image.open(folder / name)), image.permute(1, 2, 0).numpy())
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="holds files already"):
-        generator.keep(images, folder)
+        drawing.keep(images, folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -104,10 +106,11 @@ def test_a_modulated_generator_that_does_not_say_its_policies_is_refused(tmp_pat
     path = tmp_path / "run.safetensors"
     G, D = (network.state_dict() for network in pretrained())
     modulated = wgan_64.Generator(LATENT, WIDTH, Split(0, 5, 0).generator()).state_dict()
-    weights.share(path, {"G": G, "ema": modulated, "D": D}, {})
-    with pytest.raises(UserError, match="does not say under which policies"):
-        Source.read(path)
-    weights.share(
-        path, {"G": G, "ema": modulated, "D": D}, {"settings": {"G": [0, 5, 0], "rescale": "adafm"}}
-    )
-    assert [policy.name for policy in Source.read(path).policies] == ["adafm"] * 5
+    shared.share(path, {"G": G, "ema": modulated, "D": D}, {})
+    with pytest.raises(UserError, match="does not fit the Generator of wgan_64"):
+        drawing.generator(Source.read(path))
+    card = {"settings": {"source": "tiny", "G": [0, 5, 0], "rescale": "adafm"}}
+    shared.share(path, {"G": G, "ema": modulated, "D": D}, card)
+    assert [layer.kernel.policy.name for layer in layers_of(drawing.generator(Source.read(path)))] == [
+        "adafm"
+    ] * 5

@@ -1,0 +1,71 @@
+"""The tables of the dissertation and of its claims: their runs, and the page of results.
+
+    python -m experiments table_7 --images TARGET_96 --reference HELD_OUT --dry-run   what is missing
+    python -m experiments table_7 table_11 --images TARGET_96 --reference HELD_OUT
+    python -m experiments all --images TARGET_96 --reference HELD_OUT
+    python -m experiments report                                                      write the page
+
+A plan that several tables share runs once. What is interrupted goes on where it stopped, and the same command
+started twice shares the work. all is every table whose runs are of the target domain; table_1 is of the
+source domain.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from experiments.page import write
+from experiments.runs import PRETRAINING, Budget, make
+from experiments.tables import TABLES
+from transfer import UserError
+from transfer.settings import command_line, user_errors
+
+if TYPE_CHECKING:
+    from experiments.tables import Table
+
+
+@dataclass(frozen=True)
+class Settings(Budget):
+    """Which tables, and what is spent on them."""
+
+    tables: Positional[tuple[str, ...]] = ()  # their names, or all, or report
+
+
+def named(names: tuple[str, ...]) -> list[Table]:
+    """The tables of these names.
+
+    Raises:
+        UserError: when there is none of a name, or those of both domains are among them.
+    """
+    known = {table.key: table for table in TABLES}
+    if names == ("all",):
+        return [table for table in TABLES if not table.pretraining]
+    if {"all", "report"} & set(names):
+        raise UserError(f"{' '.join(names)}: give all or report alone, or the names of tables")
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        given = wrong[0] if wrong else "nothing"
+        raise UserError(f"{given} is not a table: give some of {', '.join(known)}, or all, or report")
+    found = [known[name] for name in names]
+    if len({table.pretraining for table in found}) > 1:
+        raise UserError("table_1 is of the source domain: give it alone")
+    return found
+
+
+def main(settings: Settings) -> None:
+    """Make the runs that are missing, and write the page."""
+    if settings.tables != ("report",):
+        make(named(settings.tables), settings)
+    if not settings.dry_run:
+        write()
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m experiments"
+    start = PRETRAINING if "table_1" in sys.argv else Budget()
+    with user_errors():
+        main(command_line(Settings, default=Settings(**vars(start))))

@@ -1,0 +1,353 @@
+"""The page: docs/results.md and report.html, both written from experiments/results.jsonl and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import lines
+from experiments.judge import answers, best, by_seed, final, last, mean, merit, verdict
+from experiments.runs import PICTURES, ROOT
+from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
+from experiments.tables import TABLES, Row, Table
+
+PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
+NOTE = (
+    "The dissertation's FIDs are of other images and another extractor, after up to 20,000 iterations: only"
+    " the order can be compared. A figure without a name is KID x 1000 at a run's end, on held-out images."
+    " ± is the standard deviation over a row's seeds; a machine's rounding makes the same seed another run,"
+    " though not an independent one, so such runs are averaged first."
+    " A longer run stands for a shorter one, as it was then."
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table's rows at one budget.
+
+    Attributes:
+        title, about: the budget in words. head, rows: the table's cells. verdict: sentences.
+        budget: what was spent. plans: the rows that have runs. runs: their lines. absent: the other rows.
+    """
+
+    title: str
+    about: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    verdict: list[str]
+    budget: Spent
+    plans: list[Row]
+    runs: dict[str, Lines]
+    absent: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table, and a part for each budget."""
+
+    table: Table
+    parts: list[Part]
+
+
+HEAD = (
+    "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
+    "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
+    "numbers that learn", "minutes of training", "seeds",
+)  # fmt: skip
+
+
+def minutes(runs: Lines, machines: list[str]) -> str:
+    """Minutes of training; with the machine's letter where a table's runs were made on several."""
+    took = {
+        machine: mean([run["seconds"] / 60 for run in runs if run["hardware"] == machine], 0)
+        for machine in machines
+        if any(run["hardware"] == machine for run in runs)
+    }
+    if len(machines) == 1:
+        return took[machines[0]]
+    return ", ".join(f"{each} {letter(machine, machines)}" for machine, each in took.items())
+
+
+def letter(machine: str, machines: list[str]) -> str:
+    """What a machine is called in a table whose runs were made on several."""
+    return string.ascii_lowercase[machines.index(machine)]
+
+
+def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
+    """A row of a table, whose runs were made on these machines."""
+
+    def over(figure: Callable[[dict[str, Any]], float], digits: int = 1) -> str:
+        return mean(by_seed(runs, figure), digits)
+
+    return (
+        row.name,
+        "" if row.published is None else f"{row.published:g}",
+        over(lambda run: last(run)["fid"]),
+        over(final),
+        over(lambda run: last(run)["precision"], 2),
+        over(lambda run: run["scores"][-1]["fid"]),
+        over(lambda run: best(run)["step"], 0),
+        over(lambda run: merit(best(run))),
+        over(lambda run: run["scores"][-1]["diversity"], 2),
+        over(lambda run: run["scores"][-1]["memorisation"]["near_copies"], 2),
+        f"{runs[0]['learning']:,}",
+        minutes(runs, machines),
+        str(len(by_seed(runs, final))),
+    )
+
+
+def sections() -> list[Section]:
+    """What the page and the report show: for each of the dissertation's tables one of each budget.
+
+    A budget that only one row has been given compares nothing: one such is shown, where no other compares.
+    """
+    found, result = lines.read("run"), []
+    for table in TABLES:
+        parts = []
+        for budget, runs in groups(table, found).items():
+            rows = [row for row in table.rows if row.name in runs]
+            first = runs[rows[0].name][0]
+            counts = first["scores"][-1]
+            held_out = (
+                f"{counts['heldout']['n_real']:,} held-out images ({budget.reference})"
+                if budget.reference
+                else "no held-out images"
+            )
+            about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images"
+            machines = sorted({run["hardware"] for each in runs.values() for run in each})
+            named = [f"{letter(machine, machines)}: {machine}" for machine in machines]
+            where = "; ".join(named if len(named) > 1 else machines)
+            own = untouched(budget.source, counts)
+            beside = (
+                f" The source itself: FID {own['fid']:.1f}, KID x 1000 {merit(own):.1f},"
+                f" precision {own['precision']:.2f}."
+                if own
+                else ""
+            )
+            parts.append(
+                Part(
+                    title=budget.much,
+                    about=f"{about} ({budget.images}), {held_out}; {counts['extractor']};"
+                    f" {f'from {budget.source}' if budget.source else 'from scratch'}, on {where}.{beside}",
+                    head=HEAD,
+                    rows=[cells(row, runs[row.name], machines) for row in rows],
+                    verdict=verdict(rows, runs, own),
+                    budget=budget,
+                    plans=rows,
+                    runs={row.name: runs[row.name] for row in rows},
+                    absent=[row.name for row in table.rows if row.name not in runs],
+                )
+            )
+        comparing = [part for part in parts if len(part.rows) > 1]
+        comparing.sort(key=lambda part: int(part.title.split()[0].replace(",", "")))
+        result.append(Section(table, comparing or parts[-1:]))
+    return result
+
+
+def untouched(source: str | None, scores: dict[str, Any]) -> dict[str, Any] | None:
+    """The source's own scores against as many held-out images, where experiments.scale has measured them."""
+    for line in lines.read("scale"):
+        if line["row"] == f"{source} against training images" and line["heldout"] and scores["heldout"]:
+            counts = [(each["heldout"]["n_real"], each["extractor"]) for each in (line, scores)]
+            if counts[0] == counts[1]:
+                return line["heldout"]
+    return None
+
+
+def page() -> str:
+    """docs/results.md."""
+    found = sections()
+    text = (
+        "# Results\n\nWritten by `python -m experiments report` from `experiments/results.jsonl`; nothing"
+        f" is typed by hand here. [scores.md](scores.md) says what each score means. {NOTE}\n\n"
+    )
+    for question, said in answers(found):
+        text += f"**{question}**\n\n" + "".join(f"- {each}\n" for each in said) + "\n"
+    for section in found:
+        table = section.table
+        text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
+        if not section.parts:
+            text += f"Not run yet: `python -m experiments {table.key}`.\n\n"
+        for part in section.parts:
+            text += f"### {part.title}\n\n{part.about}\n\n"
+            text += lines.markdown(part.head, part.rows) + "\n"
+            text += " ".join(part.verdict) + "\n\n"
+            if part.absent:
+                text += f"Not run yet: {'; '.join(part.absent)}.\n\n"
+    return text + clips() + scale() + copies() + going_on()
+
+
+def clips() -> str:
+    """The runs with the clip's earlier rules for a modulated kernel, beside those with today's."""
+    old, today = lines.read("superseded"), lines.read("run")
+    rules, body, shown = list(dict.fromkeys(line["clip"] for line in old)), [], []
+    for title, row in [(table.title, row) for table in TABLES for row in table.rows]:
+        for much in dict.fromkeys(spent(row, line).much for line in lines_of(row, old)):
+            before = [line for line in lines_of(row, old) if spent(row, line).much == much]
+            if before in shown:
+                continue
+            shown.append(before)
+            now = {
+                which(row, stage, spent(row, stage)): stage
+                for line in lines_of(row, today)
+                for stage in (*at_each_score(line), line)
+                if spent(row, stage).much == much
+            }
+            by_rule = [[line for line in before if line["clip"] == rule] for rule in rules]
+            kids = [by_seed(runs, final) for runs in (*by_rule, list(now.values()))]
+            cells = [f"{mean(kid)} ({len(kid)})" if kid else "" for kid in kids]
+            body.append((f"{title}: {row.name}", much, *cells))
+    if not body:
+        return ""
+    return (
+        "## The clip of a modulated critic\n\nThe critic's effective kernel must stay in the clip, and three"
+        " rules have kept it there ([decisions.md](decisions.md)). Runs with the earlier ones stand in no"
+        " other table. KID x 1000 at the end, with the number of seeds.\n\n"
+        + lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body)
+        + "\n"
+    )
+
+
+def scale() -> str:
+    """The scale's part of docs/results.md."""
+    head = (
+        "",
+        "generated",
+        "real",
+        "FID",
+        "KID x 1000",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "near copies",
+    )
+    table = []
+    found = lines.read("scale")
+    for line in found:
+        table.append(
+            scale_cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies"))
+        )
+        if line["heldout"]:
+            table.append(
+                scale_cells("... against held-out images", line["n_generated"], line["heldout"], None)
+            )
+    text = lines.markdown(head, table)
+    extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
+    machines = sorted({line["hardware"] for line in found})
+    return (
+        "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
+        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n"
+    )
+
+
+def scale_cells(name: str, generated: int, scores: dict, copies: float | None) -> tuple[str, ...]:
+    """A row of the table."""
+    numbers = [scores[key] for key in ("precision", "recall", "density", "coverage")] + [copies]
+    shares = ("" if number is None else f"{number:.2f}" for number in numbers)
+    return (
+        name,
+        f"{generated:,}",
+        f"{scores['n_real']:,}",
+        f"{scores['fid']:.1f}",
+        f"{1e3 * scores['kid']:.1f}",
+        *shares,
+    )
+
+
+def copies() -> str:
+    """What experiments.copies has measured."""
+    found = lines.read("copies")
+    if not found:
+        return ""
+    shares = [(line["row"], f"{line['of_training']:.2f}", f"{line['of_new']:.2f}") for line in found]
+    first = found[0]
+    return (
+        "## What the memorisation measure sees\n\nWritten by `python -m experiments.copies`: the share that"
+        f" `copies` reports of {first['training']} training images that were changed, and of {first['new']}"
+        f" new images changed likewise, set by {first['others']:,} held-out images ({first['images']},"
+        f" {first['reference']}; {first['hardware']}).\n\n"
+        + lines.markdown(("change", "of training images", "of new images"), shares)
+        + "\n"
+    )
+
+
+def going_on() -> str:
+    """What experiments.resume has measured, in words."""
+    text = ""
+    for line in lines.read("resume"):
+        outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
+        text += (
+            f"- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"
+            f" killed (SIGKILL) after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
+            f" networks, average, optimizers, random state and samples are {outcome} to those of the unbroken"
+            f" run. SIGTERM in the third iteration: status {line['sigterm_status']},"
+            f" {line['sigterm_seconds']:.1f} s, {line['sigterm_iterations_lost']} iterations lost. A"
+            f" checkpoint ({line['checkpoint_bytes'] / 1e6:.1f} MB) took {line['checkpoint_seconds']:.2f} s"
+            f" to write, sync, read back and list; the run took {line['seconds']:.0f} s."
+        )
+    head = "## Killed and gone on with\n\nWritten by `python -m experiments.resume`.\n"
+    return f"{head}{text}\n" if text else ""
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """A picture as a part of the page that shows it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def curves(runs: dict[str, Lines]) -> str:
+    """KID against the iteration, a curve for each row, over its runs."""
+    from matplotlib.figure import Figure
+
+    # a legend beside the axes, and as much height as its rows need
+    figure, highest = Figure(figsize=(9, max(3.2, 0.5 + 0.2 * len(runs))), layout="constrained"), 0.0
+    axes = figure.subplots()
+    for place, (name, each) in enumerate(runs.items()):
+        marker = "osv^"[place // 10 % 4]  # there are ten colours
+        steps = sorted({scores["step"] for run in each for scores in run["scores"]})
+        values = [[merit(s) for run in each for s in run["scores"] if s["step"] == step] for step in steps]
+        (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker=marker, label=name)
+        highest = max(highest, *(max(v) for v in values), 0.0)
+        axes.fill_between(
+            steps, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2
+        )
+    axes.set(xlabel="iteration", ylabel="KID x 1000", ylim=(0, 1.05 * highest or None))
+    figure.legend(fontsize="small", frameon=False, loc="outside right upper")
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    return data_url(file.getvalue(), "svg+xml")
+
+
+def strips(runs: dict[str, Lines]) -> dict[str, str]:
+    """The kept grids of each row's first run."""
+    files = {name: PICTURES / f"{each[0]['run']}.webp" for name, each in runs.items()}
+    return {name: data_url(file.read_bytes(), "webp") for name, file in files.items() if file.exists()}
+
+
+def html() -> str:
+    """report.html, which needs nothing beside itself."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found = sections()
+    return environment.get_template("report.html.jinja").render(
+        note=NOTE, sections=found, answers=answers(found), curves=curves, strips=strips
+    )
+
+
+def write() -> None:
+    """Write both."""
+    PAGE.write_text(page())
+    REPORT.write_text(html())
+    print(f"{PAGE.relative_to(ROOT)} and {REPORT.name} are written")

@@ -1,0 +1,240 @@
+"""The runs of tables: each is made once, goes on where it was interrupted, and adds a line of results."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from PIL import Image
+from safetensors import safe_open
+
+from experiments import lines, strip
+from experiments.tables import Row, Table
+from transfer.checkpoints import Checkpoints
+from transfer.drawing import script as module
+from transfer.folder import LATEST, versions
+from transfer.settings import Extractor, complete, plain, unsaid
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pictures" / "runs"
+# Settings that make no difference to what a run comes to.
+IGNORED = {"out", "resume", "dry_run", "device", "log_every", "save_every", "sample_every", "score_every"}
+SECONDS = 0.05  # of an iteration for each image, where none has been measured
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is spent on a table, and on which images."""
+
+    images: Path = Path("train_images/target_domain")  # what is trained on
+    reference: Path | None = None  # held-out images, which are scored against and never trained on
+    iterations: int = 2_000
+    batch_size: int = 16  # a row with another gets the iterations that make as many images
+    seeds: int = 1
+    score_every: int = 250
+    extractor: Extractor = "efficientnet_lite0"
+    device: str | None = None
+    out: Path = Path("target_domain/tables")  # where the runs' folders are made
+    dry_run: bool = False  # print what is missing and how long it would take, and stop
+
+
+PRETRAINING = Budget(
+    images=Path("train_images/source_domain"),
+    iterations=8_000,
+    batch_size=64,
+    score_every=1_000,
+    out=Path("source_domain/tables"),
+)
+
+
+def chosen(row: Row) -> dict[str, Any]:
+    """The settings that a row changes, and those that all tables keep whatever the scripts' defaults are.
+
+    Frozen layers are normalised with the batch's statistics: what PyTorch does with layers that are left out
+    of the optimizer, and so most likely what the dissertation did. The table frozen_norm compares.
+    """
+    fields = module(row.script).Settings.__dataclass_fields__
+    return ({"frozen_norm": "batch"} if "frozen_norm" in fields else {}) | row.settings
+
+
+def settings_of(row: Row, seed: int, budget: Budget) -> Any:
+    """The script's settings for a row."""
+    script = module(row.script)
+    batch_size = row.settings.get("batch_size", budget.batch_size)
+    iterations = budget.iterations * budget.batch_size // batch_size
+    every = min(budget.score_every * budget.batch_size // batch_size, iterations)
+    given = dict(
+        images=budget.images,
+        reference=budget.reference,
+        iterations=iterations,
+        batch_size=batch_size,
+        score_every=every,
+        sample_every=every,
+        save_every=50,
+        seed=seed,
+        extractor=budget.extractor,
+        device=budget.device,
+    )
+    return script.Settings(**given | chosen(row))
+
+
+def described(settings: Any) -> dict[str, Any]:
+    """What of a run's settings makes it that run; images, held-out images and source by their version."""
+    kept = _kept(plain(settings))
+    for key in ("images", "reference", "source"):
+        if getattr(settings, key, None) is not None:
+            kept[key] = version(getattr(settings, key))
+    return kept
+
+
+def _kept(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in IGNORED}
+
+
+def identity(row: Row, seed: int, budget: Budget) -> str:
+    """A run's name: equal for equal plans, whichever table they are in, and for no others."""
+    return run_name(row.script, described(settings_of(row, seed, budget)))
+
+
+def run_name(script: str, settings: dict[str, Any]) -> str:
+    """The name of a script's run with these settings.
+
+    It is made of those that differ from what a run that does not tell of them was made with, so that a new
+    setting changes no name.
+    """
+    usual = unsaid(module(script).Settings)
+    said = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
+    text = json.dumps([script, said], sort_keys=True)
+    return f"{script}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def version(path: Path) -> str:
+    """Which images or model: the file's or folder's name, and a shared model's iterations from its card."""
+    if path.suffix != ".safetensors" or not path.exists():
+        return path.name
+    with safe_open(path, "pt") as file:
+        return f"{path.name} ({json.loads(file.metadata()['card'])['iterations']:,} iterations)"
+
+
+def told(line: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a line's run: what it does not tell of reads as what runs did then."""
+    return complete(module(line["script"]).Settings, line["settings"])
+
+
+def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
+    """The runs that no line tells of, by their name."""
+    wanted = {
+        identity(row, seed, budget): (row, seed)
+        for seed in range(budget.seeds)  # every plan once before any plan again
+        for table in tables
+        for row in table.rows
+    }
+    done = made()
+    return {name: plan for name, plan in wanted.items() if name not in done}
+
+
+def made() -> set[str]:
+    """The names of the runs that a line tells of: until each of its scores a run is the shorter one."""
+    return {
+        run_name(line["script"], _kept(told(line)) | {"iterations": scores["step"]})
+        for line in lines.read("run")
+        for scores in line["scores"]
+    }
+
+
+def seconds(rows: Sequence[Row], budget: Budget) -> float:
+    """How long the runs would take, from what the same scripts took before, or the others."""
+    took = {
+        line["script"]: line["seconds"] / line["iterations"] / line["settings"]["batch_size"]
+        for line in lines.read("run")
+    }
+    images = budget.iterations * budget.batch_size
+    usual = statistics.median(took.values()) if took else SECONDS
+    return sum(took.get(row.script, usual) * images for row in rows)
+
+
+def make(tables: Sequence[Table], budget: Budget) -> None:
+    """Make the runs that are missing, one after the other, and add a line for each.
+
+    Several processes may work on the same tables: what one of them is making the others pass over.
+    """
+    todo = missing(tables, budget)
+    hours = seconds([row for row, _ in todo.values()], budget) / 3600
+    print(f"{len(todo)} runs are missing, some {hours:.1f} hours of {budget.iterations:,} iterations each")
+    for name, (row, seed) in todo.items():
+        if budget.dry_run:
+            print(f"{name}: {row.name}, seed {seed}")
+            continue
+        budget.out.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(Timeout), FileLock(budget.out / f"{name}.lock", timeout=0):
+            if name not in made():
+                print(f"{name}: {row.name}, seed {seed}", flush=True)
+                _make(name, row, seed, budget)
+
+
+def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
+    out = budget.out / name
+    settings = replace(settings_of(row, seed, budget), out=out)
+    if any(Checkpoints(folder).found() for folder in out.glob("0*")):
+        settings = replace(settings, resume=Path(LATEST))
+    folder = module(row.script).main(settings)
+    description = json.loads((folder / "settings.json").read_text())
+    log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    log = [each for each in log if "warning" not in each]
+    line = {
+        "table": "run",
+        "run": name,
+        "script": row.script,
+        "seed": seed,
+        "iterations": settings.iterations,
+        "settings": described(settings),
+        "images": {**description["images"], "name": budget.images.name},
+        "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
+        "losses": log[-1],
+        "learning": sum(description["learning"].values()),
+        "seconds": round(trained(settings, log), 1),
+        "hardware": description["hardware"],
+        "versions": versions(),
+        "commit": commit(),
+    }
+    picture(folder, PICTURES / f"{name}.webp")
+    lines.append(line)
+
+
+def trained(settings: Any, log: Sequence[dict[str, Any]]) -> float:
+    """Seconds of training at the run's usual speed: without scores, or what else the machine was doing."""
+    images = settings.iterations * settings.batch_size * getattr(settings, "critic_steps", 1)
+    return images / statistics.median(each["images_per_second"] for each in log)
+
+
+def picture(folder: Path, file: Path, columns: int = 16) -> None:
+    """Keep the first latents of a run's grids, one row for each, oldest first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = file.with_suffix(".png")
+    strip.main(strip.Settings(folder, whole, columns=columns))
+    with Image.open(whole) as image:
+        image.save(file, quality=80)
+    whole.unlink()
+
+
+def commit() -> str:
+    """The commit of the code, with a + when files have been changed since."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "*.py"], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip())

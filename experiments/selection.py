@@ -1,0 +1,94 @@
+"""The selection: which lines of results a table's rows have, by what was spent on them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.runs import IGNORED, chosen, module, told
+from experiments.tables import Row, Table
+from transfer.settings import plain
+
+UNSAID = {"images", "reference", "iterations", "seed", "extractor", "source"}  # a table does not say these
+Lines = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was spent on a run: how much, in words, and on which images, extractor and source."""
+
+    much: str
+    images: str
+    reference: str | None
+    extractor: str
+    source: str | None  # None from scratch
+
+    def beside(self, other: Spent) -> bool:
+        """Whether other is the same, its source apart."""
+        return replace(self, source=None) == replace(other, source=None)
+
+
+def lines_of(row: Row, found: Lines) -> Lines:
+    """The lines of a row's runs: those of its script with the settings that it would have today."""
+    fields = plain(module(row.script).Settings(**chosen(row)))
+    unsaid = IGNORED | UNSAID | ({"batch_size"} - row.settings.keys())  # the budget's, or the row's own
+    wanted = {key: value for key, value in fields.items() if key not in unsaid}
+    return [line for line in found if line["script"] == row.script and _agrees(line, wanted)]
+
+
+def groups(table: Table, found: Lines) -> dict[Spent, dict[str, Lines]]:
+    """The lines of a table by what was spent, and by row: only runs of equal budgets stand in one table.
+
+    What has no source, because it was trained from scratch, stands beside each of them. A longer run
+    stands for a shorter one with its seed on its machine, where there are others to compare it with.
+    """
+    plans = [(row, line, spent(row, line)) for row in table.rows for line in lines_of(row, found)]
+    budgets = {budget for *_, budget in plans}
+    there = {which(*plan) for plan in plans}
+    for row, line, _ in tuple(plans):
+        for stage in at_each_score(line):
+            plan = row, stage, spent(row, stage)
+            if plan[-1] in budgets and which(*plan) not in there:
+                there.add(which(*plan))
+                plans.append(plan)
+    by_budget: dict[Spent, dict[str, Lines]] = defaultdict(dict)
+    for row, line, budget in plans:
+        beside = [other for *_, other in plans if other.source and other.beside(budget)]
+        for home in dict.fromkeys(beside if budget.source is None and beside else [budget]):
+            by_budget[home].setdefault(row.name, []).append(line)
+    return dict(by_budget)
+
+
+def which(row: Row, line: dict[str, Any], budget: Spent) -> tuple:
+    """What no two runs of a table have in common."""
+    return row.name, line["settings"]["seed"], line["hardware"], budget
+
+
+def at_each_score(line: dict[str, Any]) -> Lines:
+    """A run as it was at each of its scores: the run of so many iterations, as none knows how many follow."""
+    settings = line["settings"]
+    return [
+        line
+        | {
+            "settings": settings | {"iterations": scores["step"]},
+            "scores": line["scores"][:number],
+            "seconds": line["seconds"] * scores["step"] / settings["iterations"],
+        }
+        for number, scores in enumerate(line["scores"], 1)
+    ]
+
+
+def spent(row: Row, line: dict[str, Any]) -> Spent:
+    """A run's budget: its iterations, or the images that it drew where a row has a batch size of its own."""
+    settings = line["settings"]
+    iterations, batch_size = settings["iterations"], settings["batch_size"]
+    much = f"{iterations:,} iterations of {batch_size} images"
+    if "batch_size" in row.settings:
+        much = f"{iterations * batch_size:,} images"
+    return Spent(much, *(settings.get(key) for key in ("images", "reference", "extractor", "source")))
+
+
+def _agrees(line: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    settings = told(line)
+    return all(settings.get(key) == value for key, value in wanted.items())

@@ -1,0 +1,135 @@
+"""The critic that sees: its features are frozen, gradients reach the pixels, runs go on exactly."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fid
+from experiments.resume import equal
+from methods import projected_critic
+from methods.projected_critic import Discriminator, Head, Spectral, blurred
+from tests.conftest import LATENT, WIDTH
+from transfer import UserError
+from transfer.checkpoints import Checkpoints
+from transfer.plan import Split
+from transfer.shared import Source
+
+
+@pytest.fixture
+def settings(faces, source, tmp_path):
+    return projected_critic.Settings(
+        source=source, images=faces, out=tmp_path, iterations=2, batch_size=4, stretch=64, channels=8,
+        log_every=1, sample_every=1, device="cpu", latent=LATENT, width=WIDTH,
+    )  # fmt: skip
+
+
+def newest(run):
+    return Checkpoints(run).newest()[1]
+
+
+def fingerprint(extractor):
+    digest = hashlib.sha256()
+    for part in extractor.parts:
+        for tensor in part.state_dict().values():
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_the_features_are_frozen_and_everything_else_learns(settings, source):
+    seen = fid.load(settings.features, device="cpu")
+    before = fingerprint(seen)
+    run = projected_critic.main(settings)
+    assert fingerprint(seen) == before
+    end, start = newest(run), Source.read(source)
+    assert any(not torch.equal(end["G"][key], tensor) for key, tensor in start.generator.items())
+    taught = sum(len(each["state"]) for each in end["optimizers"].values())
+    learnable = {key for part in ("D", "heads") for key in end[part] if key.endswith(("weight", "bias"))}
+    assert taught == len(learnable) + 5 + 8, "kernels of G, and the scale and shift of its four norms"
+
+
+def test_gradients_reach_the_pixels_through_the_features():
+    extractor = fid.load("efficientnet_lite1", device="cpu")
+    x = torch.rand(2, 3, 64, 64, requires_grad=True)
+    maps = extractor.maps(x, 128)
+    assert [each.shape[1:] for each in maps] == [
+        (16, 64, 64), (24, 32, 32), (40, 16, 16), (112, 8, 8), (320, 4, 4),
+    ]  # fmt: skip
+    head = Head(320, 4, 8)
+    head(maps[-1]).sum().backward()
+    assert (x.grad.abs().sum((1, 2, 3)) > 0).all()
+
+
+def test_step_0_draws_the_sources_samples_and_a_run_goes_on_to_the_bit(settings, source):
+    through = projected_critic.main(settings)
+    stopped = projected_critic.main(replace(settings, iterations=1))
+    projected_critic.main(replace(settings, resume=stopped))
+    assert equal(newest(through), newest(stopped))
+    from transfer.drawing import generator
+
+    with Image.open(through / "samples" / "000000.png") as grid:
+        shown = np.asarray(grid)[:64, :64].astype(int)
+    z = torch.randn(1000, LATENT, generator=torch.Generator().manual_seed(settings.seed))[:64]
+    with torch.no_grad():
+        drawn = generator(Source.read(source))(z)[0].add(1).mul(127.5).round().permute(1, 2, 0).int().numpy()
+    assert abs(shown - drawn).max() <= 1
+
+
+def test_pixel_critic_and_heads_go_on_from_a_source_that_has_them(settings):
+    first = projected_critic.main(replace(settings, source=None))
+    second = replace(settings, source=first, iterations=1, D=Split(2, 0, 3), learning_rate=1e-9)
+    start, end = newest(first), newest(projected_critic.main(second))
+    for part in ("D", "heads"):
+        for key, tensor in start[part].items():
+            if "constraint" not in key:
+                torch.testing.assert_close(end[part][key], tensor, atol=1e-6, rtol=0)
+    for layer in (1, 2):
+        assert torch.equal(end["D"][f"conv{layer}.weight"], start["D"][f"conv{layer}.weight"])
+    anew = newest(projected_critic.main(replace(second, keep_heads=False, seed=7)))
+    assert not torch.allclose(anew["heads"]["0.last.weight"], start["heads"]["0.last.weight"], atol=1e-3)
+
+
+def test_a_score_by_the_network_that_the_critic_saw_through_says_so(settings, monkeypatch, tmp_path, capsys):
+    from transfer import record
+
+    monkeypatch.setattr(record, "SCORED", 4)
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
+    scored = replace(settings, iterations=1, score_every=1)
+    projected_critic.main(replace(scored, extractor=settings.features))
+    assert "the critic saw through efficientnet_lite1" in capsys.readouterr().out
+    projected_critic.main(replace(scored, extractor="efficientnet_lite0"))
+    assert "saw through" not in capsys.readouterr().out
+
+
+def test_a_kernel_is_divided_by_its_largest_singular_value():
+    torch.manual_seed(0)
+    kernel, spectral = torch.randn(6, 5, 4, 4), Spectral(6)
+    for _ in range(50):
+        normalised = spectral(kernel)
+    largest = torch.linalg.svdvals(kernel.flatten(1))[0]
+    torch.testing.assert_close(normalised, kernel / largest, rtol=1e-3, atol=1e-5)
+    D = Discriminator(WIDTH)
+    assert {key for key in D.state_dict() if key.endswith("constraint.u")} == {
+        f"conv{layer}.constraint.u" for layer in range(1, 6)
+    }
+
+
+def test_the_blur_keeps_the_mean_and_fades_to_nothing():
+    x = torch.rand(2, 3, 32, 32)
+    assert blurred(x, 0.0) is x
+    y = blurred(x, 2.0)
+    assert y.std() < 0.5 * x.std() and abs(y.mean() - x.mean()) < 0.02
+
+
+def test_a_generator_that_would_not_learn_is_refused(settings):
+    with pytest.raises(UserError, match="nothing would learn"):
+        projected_critic.main(replace(settings, G=Split(5, 0, 0)))
+
+
+def test_a_critic_that_has_won_is_a_warning(settings, monkeypatch, capsys):
+    monkeypatch.setattr(projected_critic, "WON", 100.0)
+    run = projected_critic.main(replace(settings, iterations=1))
+    assert "the critic has won" in capsys.readouterr().out + (run / "log.jsonl").read_text()

@@ -1,0 +1,184 @@
+"""The folder: a run's own, numbered and locked, with its description and its lines."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from transfer import NoSpace, UserError, checkpoints
+from transfer.checkpoints import Checkpoints
+
+LATEST = "latest"  # for resume: the newest run of the same script
+
+
+class Folder:
+    """A run's folder, held by this process until it is released or the process ends, however it ends.
+
+    Attributes:
+        path: the folder.
+        checkpoints: those in it.
+
+    Raises:
+        UserError: when another process holds it, or it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.checkpoints = path, Checkpoints(path)
+        self._lock, owner = FileLock(path / ".lock"), path / ".owner"
+        whom = "another process"
+        try:
+            self._lock.acquire(timeout=0)
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
+        except Timeout:
+            with contextlib.suppress(OSError):
+                whom = owner.read_text()
+            raise UserError(f"{path} is in use by {whom}: wait for that, or stop it") from None
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): look after its permissions"
+            ) from None
+        self.checkpoints.remove_unfinished()
+
+    @classmethod
+    def new(cls, parent: Path, name: str) -> Folder:
+        """A new numbered folder: mkdir is exclusive, so two runs that start together get two."""
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            taken = [int(p.name[:4]) for p in parent.iterdir() if p.name[:4].isdigit() and p.name[4:5] == "-"]
+            for number in itertools.count(max(taken, default=0) + 1):
+                path = parent / f"{number:04d}-{name}"
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
+            for part in ("samples", "checkpoints"):
+                (path / part).mkdir()
+        except OSError as error:
+            raise UserError(
+                f"no run's folder can be made in {parent} ({error.strerror}): give another out"
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def again(cls, resume: Path, out: Path, script: str) -> Folder:
+        """The folder of a run that is to go on: resume, or the newest one of the script in out."""
+        if str(resume) != LATEST or resume.is_dir():
+            if not (resume / "settings.json").is_file():
+                raise UserError(
+                    f"{resume} is no run's folder: give one, such as {out / '0001-...'}, or {LATEST}"
+                )
+            return cls(resume)
+        for path in sorted(out.glob("*/settings.json"), reverse=True):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if json.loads(path.read_text()).get("script") == script and Checkpoints(path.parent).found():
+                    return cls(path.parent)
+        raise UserError(f"{out} holds no run of {script} with a checkpoint: leave resume out to start one")
+
+    def release(self) -> None:
+        """Let other processes have it."""
+        self._lock.release()
+
+    def describe(self, **content: Any) -> None:
+        """Write settings.json: what is given, and the libraries and the time."""
+        content |= {"versions": versions(), "started": timestamp()}
+        checkpoints.write_json(self.path / "settings.json", content)
+
+    def describe_again(self, settings: dict[str, Any], step: int, where: str) -> None:
+        """Add to settings.json that the run goes on after a step, with which settings, on what hardware."""
+        path = self.path / "settings.json"
+        content = json.loads(path.read_text())
+        again = {"step": step, "time": timestamp(), "hardware": where, "versions": versions()}
+        content |= {"settings": settings, "resumed": [*content.get("resumed", []), again]}
+        checkpoints.write_json(path, content)
+
+    def write_line(self, name: str, step: int, content: dict[str, Any]) -> None:
+        """Add a line to NAME.jsonl."""
+        try:
+            with open(self.path / f"{name}.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, **content}) + "\n")
+        except OSError as error:
+            raise NoSpace(
+                f"{self.path} cannot be written ({error.strerror}): make room, and go on with --resume"
+            ) from None
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of NAME.jsonl; the last may have been cut off."""
+        path, found = self.path / f"{name}.jsonl", []
+        for text in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(text))
+        return found
+
+    def forget_after(self, step: int) -> None:
+        """Take from the logs what came after a checkpoint that the run goes back to: it comes again."""
+        for name in ("log", "scores"):
+            path = self.path / f"{name}.jsonl"
+            if path.exists():
+                kept = [line for line in self.lines(name) if line["step"] <= step]
+                text = "".join(json.dumps(line) + "\n" for line in kept).encode()
+                if text != path.read_bytes():
+                    checkpoints.write(path, lambda handle, text=text: handle.write(text))
+
+    def write_picture(self, picture: Image.Image, name: str) -> None:
+        """Write a picture under this name."""
+        try:
+            picture.save(self.path / name)
+        except OSError as error:
+            raise NoSpace(
+                f"{self.path / name} cannot be written ({error.strerror}): make room, and go on with --resume"
+            ) from None
+
+
+def make_sure_of_space(out: Path, need: int) -> None:
+    """Refuse to begin, or warn, when there is no room in out for so many bytes, or hardly any."""
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    amounts = f"{out} has {free / 1e6:,.0f} MB free, and this run will write about {need / 1e6:,.0f} MB"
+    if free < need:
+        raise NoSpace(f"{amounts}: make room or give another out")
+    if free < 2 * need:
+        print(f"{amounts}; there is little to spare")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the libraries that a run depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> str:
+    """What the run computes on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux; elsewhere the processor's family must do
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_avx512_bf16_supported():
+        instructions = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX512-BF16"
+    return f"{name}, {instructions}, {torch.get_num_threads()} threads"
+
+
+def timestamp() -> str:
+    """The time, with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
