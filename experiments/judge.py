@@ -90,7 +90,8 @@ def lead(ends: dict[str, list[float]], first: str, second: str) -> str:
     if not spreads:
         return f"by {ahead:.1f}; with one seed of each that cannot be told from chance"
     more = "more" if ahead > max(spreads) else "no more"
-    return f"by {ahead:.1f}, {more} than the seeds' spread ({max(spreads):.1f})"
+    alone = "; one of the two has one seed" if min(map(len, rows)) == 1 else ""
+    return f"by {ahead:.1f}, {more} than the seeds' spread ({max(spreads):.1f}){alone}"
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import nn
 
 import fid
+import wgan_64
 import wgan_64_transferlearning
 from fid.extractors import Extractor
 from tests.conftest import as_source
-from transfer import drawing, regularisers, shared, weights
+from transfer import UserError, drawing, regularisers, shared, weights
 from transfer.adapters import Adapter, applied
 from transfer.augment import Augment
 from transfer.checkpoints import Checkpoints
@@ -259,9 +260,18 @@ def test_any_network_is_transferred_stored_mixed_drawn_and_scored(house, faces, 
     assert fid.score(drawn, Images.load(faces), extractor=extractor, cache=tmp_path).training.fid >= 0
 
 
-@pytest.mark.parametrize("rescale", ["adafm", "normalised_adafm", "singular_values", "rank_one"])
-def test_a_modulated_run_is_a_source_and_step_0_draws_its_samples(source, faces, tmp_path, rescale):
-    plans = {"G": Split(0, 5, 0), "D": Split(0, 5, 0), "rescale": rescale}
+@pytest.mark.parametrize(
+    "rescale, split",
+    [
+        ("adafm", Split(0, 5, 0)),
+        ("normalised_adafm", Split(0, 5, 0)),
+        ("singular_values", Split(0, 5, 0)),
+        ("rank_one", Split(0, 5, 0)),
+        ("filter_selection", Split(1, 2, 2)),
+    ],
+)
+def test_a_modulated_run_is_a_source_and_step_0_draws_its_samples(source, faces, tmp_path, rescale, split):
+    plans = {"G": split, "D": split, "rescale": rescale}
     settings = wgan_64_transferlearning.Settings(
         source=source, images=faces, out=tmp_path, iterations=3, batch_size=4, critic_steps=1,
         learning_rate=0.02, sample_every=3, device="cpu", **plans,
@@ -276,3 +286,23 @@ def test_a_modulated_run_is_a_source_and_step_0_draws_its_samples(source, faces,
     assert abs(after - before).max() <= 1, "a mean may be rounded in another order"
     D = Checkpoints(first).newest()[1]["D"]
     assert Checkpoints(second).newest()[1]["D"].keys() == D.keys()
+
+
+def test_what_filter_selection_adds_goes_into_the_mean_that_follows_or_is_refused():
+    plan = Split(0, 5, 0)
+    G, plain = (
+        wgan_64.Generator(4, 4, policies)
+        for policies in (plan.generator("filter_selection"), 5 * (FINETUNE,))
+    )
+    settings = {"source": "tiny", "G": plan, "rescale": "filter_selection"}
+    with torch.no_grad():
+        for kernel in (G.conv2, G.conv3):
+            kernel.beta.normal_()
+            kernel.gamma.normal_()
+    shared.carry(plain, as_source(G, settings=settings), "G")
+    z = torch.randn(3, 4)
+    torch.testing.assert_close(plain.eval()(z), G.eval()(z))
+    with torch.no_grad():
+        G.conv5.beta.normal_()
+    with pytest.raises(UserError, match="adds to the output of conv5"):
+        shared.carry(plain, as_source(G, settings=settings), "G")

@@ -115,7 +115,8 @@ def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
 
 
 def test_at_step_0_latent_optimization_shows_the_sources_samples(tiny, source):
-    run = generative_latent_optimization.main(tiny(generative_latent_optimization, iterations=1))
+    settings = tiny(generative_latent_optimization, iterations=1, rescale="adafm")
+    run = generative_latent_optimization.main(settings)
     drawn = draw(Source.read(source), 64, 0, torch.device("cpu"))
     with Image.open(run / "samples" / "000000.png") as sampled:
         assert abs(np.asarray(sampled).astype(int) - np.asarray(grid(drawn)).astype(int)).max() <= 1
@@ -200,6 +201,14 @@ def test_the_penalty_on_codes_is_zero_where_the_slope_is_one(length):
     slope = slope / slope.norm() * length
     found = mind2mind.gradient_penalty(lambda c: c @ slope, torch.randn(4, 6), torch.randn(4, 6))
     assert found.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
+
+
+def test_a_run_without_a_critic_is_drawn_and_is_no_source_of_a_transfer(tiny):
+    settings = tiny(generative_latent_optimization, iterations=1, rescale="adafm")
+    run = generative_latent_optimization.main(settings)
+    assert draw(Source.read(run), 2, 0, torch.device("cpu")).shape == (2, 3, 64, 64)
+    with pytest.raises(UserError, match="lacks D"):
+        wgan_64_finetune.main(tiny(wgan_64_finetune, source=run))
 
 
 @pytest.mark.parametrize("script", [minegan, mind2mind])
