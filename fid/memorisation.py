@@ -37,7 +37,7 @@ class Memorisation:
         generated, training, heldout: the median distance to the nearest training image, in features; that of
             training images is to the nearest other one.
         near_copies: the share of generated images nearer, in features, than the nearest 5 % of held-out ones.
-            From 0 to 1; new images of the same kind would have 0.05. Blind to copies with noise or blur.
+            From 0 to 1; new images of the same kind would have 0.05. Misses blurred and many noisy copies.
         nearer_than_heldout: how often a generated image is nearer, in features, than a held-out one. From 0
             to 1; new images would have 0.5, more is copying (Meehan et al. 2020). None without held-out ones.
         copies: the share of generated images with a smaller `ratio` than the 5 % of held-out ones that have

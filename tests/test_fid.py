@@ -1,10 +1,10 @@
 """Scoring from images to numbers with a projection for a network: sources, cache, statistics, messages."""
 
-import dataclasses
 import json
 import math
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,7 +55,8 @@ def test_the_dictionary_is_a_line_of_json_with_all_that_a_score_needs(folders):
     assert not set(keys.split()) - found.keys()
     assert (found["n_generated"], found["n_real"], found["heldout"]["n_real"]) == (9, 7, 20)
     assert (found["extractor"], found["resize"], found["seed"]) == ("tiny", "bilinear 8", 5)
-    assert 0 <= found["memorisation"]["near_copies"] <= 1
+    keys = "generated training heldout near_copies nearer_than_heldout copies"
+    assert list(found["memorisation"]) == keys.split(), "and no number of a single image"
     assert found["inception_score"] >= 1 and found["diversity"] > 0
 
 
@@ -352,6 +353,34 @@ def test_the_closest_pairs_are_drawn_and_listed(folders, tmp_path):
     assert any("cannot be written" in note for note in nowhere.notes), "which costs no scores"
 
 
-def test_scores_are_frozen(folders):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        fid.score(*folders, extractor=tiny()).seed = 1
+# What a run scores itself with, and what its critic saw through.
+
+
+def test_a_score_by_what_the_critic_saw_through_says_so(folders):
+    def noted(*seen: str | None) -> bool:
+        scores = fid.score(*folders, extractor=tiny(name="tiny-12-bilinear-8"), seen=seen)
+        found = "critic saw through tiny" in " ".join(scores.as_dict()["notes"])
+        assert found == ("critic saw through tiny" in str(scores))
+        return found
+
+    assert noted("other", "tiny")
+    assert not noted() and not noted("other", "tin", None)
+
+
+def test_a_run_is_scored_against_its_images_and_its_reference(folders, monkeypatch):
+    given, loaded = SimpleNamespace(score_every=0, extractor="tiny", reference=folders[0], seed=3), []
+    real = Images.load(folders[1], size=32)
+
+    def load(name: str, device: str) -> Extractor:
+        loaded.append((name, device))
+        return tiny(name="tiny-12-bilinear-8")
+
+    monkeypatch.setattr("fid.scores.load", load)
+    assert fid.scorer(given, real) is None and not loaded
+    given.score_every = 1
+    scorer = fid.scorer(given, real, seen=("tiny",))
+    assert loaded == [("tiny", "cpu")], "before the first score, so that a missing one ends no run"
+    made, options = images(9, 1, side=32), {"extractor": tiny(name="tiny-12-bilinear-8"), "size": 32}
+    expected = fid.score(made, real, folders[0], seed=3, seen=("tiny",), **options)
+    assert same(scorer(made), expected)
+    assert expected.heldout.n_real == 9 and expected.seed == 3 and "critic saw" in expected.notes[0]

@@ -9,8 +9,9 @@ import pytest
 
 import fid.__main__ as cli
 from fid import extractors
+from tests.conftest import pretrained
 from tests.stand_ins import tiny
-from transfer import UserError
+from transfer import UserError, shared
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +62,17 @@ def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys
     again = json.loads(capsys.readouterr().out)
     assert again["fid"] == pytest.approx(found["fid"], rel=1e-6)
     assert (tmp_path / "nearest_pairs.png").exists() and "nearest_pairs.png" in again["notes"][-1]
+
+
+def test_the_card_of_a_model_says_what_its_critic_saw_through(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(extractors, "load", lambda *_: tiny(name="tiny-12-bilinear-8"))
+    G, D = pretrained()
+    networks = {"G": G.state_dict(), "ema": G.state_dict(), "D": D.state_dict()}
+    for features, noted in (("tiny", True), ("other", False)):
+        shared.share(tmp_path / f"{features}.safetensors", networks, {"settings": {"features": features}})
+        run(folders[1], model=tmp_path / f"{features}.safetensors", count=4, json=True)
+        notes = json.loads(capsys.readouterr().out)["notes"]
+        assert any("critic saw through tiny" in note for note in notes) == noted
 
 
 @pytest.mark.parametrize(

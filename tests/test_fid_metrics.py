@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import copies
 from fid import metrics
-from fid.memorisation import memorisation, thumbnailer
+from fid.memorisation import likeness, memorisation, thumbnailer
 from fid.metrics import Gaussian, frechet
 
 
@@ -257,6 +257,16 @@ def test_changed_training_images_are_copies_and_new_ones_are_not(change):
         if change not in ("two images, half and half", "grey", "enlarged by a quarter"):
             assert found[0].original == tuple(range(40))
         assert found[1].copies < 0.25
+
+
+def test_a_moved_or_mirrored_image_is_as_near_as_itself_and_another_is_not():
+    small, noise = thumbnailer(torch.device("cpu")), torch.Generator().manual_seed(0)
+    x = torch.randint(256, (6, 3, 64, 64), generator=noise).to(torch.uint8)
+    for moved in (x.roll((4, -4), (2, 3)), x.roll((-4, 4), (2, 3)), x.flip(3).roll(4, 3)):
+        distance = likeness(small(moved), small(x))
+        assert distance.diagonal().max() < 2e-3
+        assert distance.fill_diagonal_(2).min() > 0.9
+    assert likeness(small(x.roll(8, 3)), small(x)).diagonal().min() > 0.9, "which is too far"
 
 
 def test_plain_images_are_no_copies_of_each_other():
