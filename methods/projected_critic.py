@@ -5,7 +5,7 @@
 Small critics, the heads, look at the maps of features of a network that knows photographs, and one more, a
 discriminator as in wgan_64.py without batch normalisation, at the pixels; they share a hinge loss. With a
 source (the default) generator and pixel critic are carried over under their plans, and heads that the source
-has with them; with --source none it pre-trains. Writes samples and checkpoints to a new folder.
+has with them; with --source None it pre-trains. Writes samples and checkpoints to a new folder.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from transfer.settings import (
 class Settings:
     """Edit these constants, or override any of them on the command line."""
 
-    source: Path | None = Path("pretrained_model/wgan_64.safetensors")  # none: from random numbers
+    source: Path | None = Path("pretrained_model/wgan_64.safetensors")  # None: from random numbers
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
     G: Plan = Split(0, 0, 5)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
     D: Plan = Split(0, 0, 5)  # D(i, j, k): of the pixel critic: freeze the first i, rescale j, fine-tune k
