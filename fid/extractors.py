@@ -287,7 +287,8 @@ class _Standard(nn.Module):
 
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__()
-        self.shift, self.scale = shift, scale
+        self.register_buffer("shift", shift)  # so that it follows the network's precision
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shift + self.scale * x

@@ -81,6 +81,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fid import load, scorer
+from transfer import UserError
 from transfer.augment import Augment
 from transfer.engine import bf16_on, choose_device, keep_pages
 from transfer.images import Images
@@ -223,6 +224,8 @@ def main(settings: Settings) -> Path | None:
     if source is not None:
         carry(G, source, "G")
     known = source is not None and settings.keep_heads and bool(source.heads)
+    if source is not None and not known and set(policies_D) != {FINETUNE}:
+        raise UserError(f"D is {settings.D}, and the critic of pixels is new here: give --D 0 0 5")
     if known:
         carry(D, source, "D")
         heads.load_state_dict(source.heads)

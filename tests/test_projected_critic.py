@@ -14,6 +14,7 @@ from methods import projected_critic
 from methods.projected_critic import Discriminator, Head, Spectral, blurred
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
+from transfer.adapters import Adapter, applied
 from transfer.checkpoints import Checkpoints
 from transfer.plan import Split
 from transfer.shared import Source
@@ -88,7 +89,7 @@ def test_pixel_critic_and_heads_go_on_from_a_source_that_has_them(settings):
                 torch.testing.assert_close(end[part][key], tensor, atol=1e-6, rtol=0)
     for layer in (1, 2):
         assert torch.equal(end["D"][f"conv{layer}.weight"], start["D"][f"conv{layer}.weight"])
-    anew = newest(projected_critic.main(replace(second, keep_heads=False, seed=7)))
+    anew = newest(projected_critic.main(replace(second, keep_heads=False, seed=7, D=Split(0, 0, 5))))
     assert not torch.allclose(anew["heads"]["0.last.weight"], start["heads"]["0.last.weight"], atol=1e-3)
 
 
@@ -133,3 +134,17 @@ def test_a_critic_that_has_won_is_a_warning(settings, monkeypatch, capsys):
     monkeypatch.setattr(projected_critic, "WON", 100.0)
     run = projected_critic.main(replace(settings, iterations=1))
     assert "the critic has won" in capsys.readouterr().out + (run / "log.jsonl").read_text()
+
+
+def test_a_new_critic_has_no_layers_to_freeze(settings):
+    with pytest.raises(UserError, match="give --D 0 0 5"):
+        projected_critic.main(replace(settings, D=Split(2, 0, 3)))
+
+
+def test_its_generator_is_an_adapter_of_the_source(settings, source):
+    run = projected_critic.main(settings)
+    own = Adapter.of(run)
+    assert own.networks["ema"] and not own.networks["D"], "the critic is of another kind"
+    ends, read = applied(Source.read(source), [own], [1]), Source.read(run)
+    assert all(torch.equal(tensor, ends["ema"][key]) for key, tensor in read.generator.items())
+    assert ends["D"].keys() == Source.read(source).discriminator.keys()

@@ -26,7 +26,7 @@ class Adapter:
     """A target domain's own tensors, which its source has not, of the averaged generator and the critic.
 
     Attributes:
-        networks: "ema" and "D", each the tensors by their name.
+        networks: "ema" and "D", each the tensors by their name; none of a critic that is not the source's.
         source: the fingerprint of the source that they belong to.
         card: what the run's folder says of it: script, settings, iterations.
     """
@@ -47,13 +47,12 @@ class Adapter:
         if settings.get("source") is None or "G" not in settings:
             raise UserError(f"{run} was not carried over from a source under a plan: share it whole")
         source = Source.read(Path(settings["source"]))
-        networks = {
-            name: {
-                key: tensor.cpu() for key, tensor in state[name].items() if not _same(tensor, origin.get(key))
-            }
-            for name, origin in _networks(source).items()
-            if name in state
-        }
+        networks: Tensors = {}
+        for name, origin in _networks(source).items():
+            own = state.get(name, {})
+            if not origin.keys() <= own.keys():  # no critic, or one of another kind than the source's
+                own = {}
+            networks[name] = {k: v.cpu() for k, v in own.items() if not _same(v, origin.get(k))}
         card = {key: state[key] for key in ("script", "settings", "arguments") if key in state}
         return cls(networks, fingerprint(source), {**card, "iterations": state["step"]})
 
@@ -136,11 +135,12 @@ def applied(source: Source, adapters: Sequence[Adapter], shares: Sequence[float]
 
 
 def _start(model: Source, source: Source, name: str) -> dict[str, Tensor]:
-    """What a run of the model's script began with; what belongs to no layer counts from zero."""
+    """What a run of the model's script began with; what the source has nothing of counts from zero."""
     network = drawing.untrained(model, name)
     carry(network, source, name)
-    for parameters in others_of(network).values():
-        for parameter in parameters:
+    others = {id(parameter) for parameters in others_of(network).values() for parameter in parameters}
+    for key, parameter in network.named_parameters():
+        if id(parameter) in others and key not in source.tensors(name):
             parameter.data.zero_()
     return network.state_dict()
 
