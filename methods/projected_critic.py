@@ -39,9 +39,7 @@ class Settings:
     D: Plan = Split(2, 0, 3)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
-    features: Literal["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "vgg16"] = (
-        "efficientnet_lite1"  # the network that the heads see through, which no score may come from
-    )
+    features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network
     channels: Count = 128  # of the heads
     iterations: Count = 2_000  # generator updates
@@ -127,7 +125,7 @@ def normalised(*args, **kwargs):
 
 
 class Head(nn.Module):
-    """A map of features (N, C, side, side) -> scores (N, 16), one for each place of a 4 x 4 map."""
+    """A map of features (N, C, side, side) -> scores, one for each place of a map of some 4 x 4."""
 
     def __init__(self, c_in, side, channels):
         super().__init__()
@@ -142,6 +140,12 @@ class Head(nn.Module):
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)
         return self.last(x).flatten(1)
+
+
+def coarse(maps, stretch):
+    """Of maps (N, C, side, side), from fine to coarse, the last of each side from a stride of 4 on."""
+    last = {each.shape[-1]: each for each in maps}
+    return [each for side, each in last.items() if 4 * side <= stretch]
 
 
 class Heads(nn.ModuleList):
@@ -219,7 +223,7 @@ def main(settings: Settings) -> Path | None:
         network = replace(network, parts=tuple(rounded(copy.deepcopy(part)) for part in network.parts))
     with torch.no_grad():
         x = torch.zeros(1, 3, 64, 64, device=device, dtype=next(network.parts[0].parameters()).dtype)
-        shapes = [each.shape for each in network.maps(x, settings.stretch)][1:]  # from stride 4 on
+        shapes = [each.shape for each in coarse(network.maps(x, settings.stretch), settings.stretch)]
     G = Generator(latent, width, policies_G)
     D = Discriminator(width, policies_D, norm)
     heads = Heads(Head(shape[1], shape[2], settings.channels) for shape in shapes)
@@ -261,7 +265,7 @@ def main(settings: Settings) -> Path | None:
         return blurred(real, sigma), blurred(fake, sigma)
 
     def maps(x):
-        return network.maps(x.to(torch.bfloat16) if bf16 else x, settings.stretch)[1:]
+        return coarse(network.maps(x.to(torch.bfloat16) if bf16 else x, settings.stretch), settings.stretch)
 
     def scores(features):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -11,7 +11,7 @@ from PIL import Image
 import fid
 from experiments.resume import equal
 from methods import projected_critic
-from methods.projected_critic import Balance, Head, Spectral, blurred
+from methods.projected_critic import Balance, Head, Spectral, blurred, coarse
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
 from transfer.adapters import Adapter, applied
@@ -46,12 +46,14 @@ def test_the_features_are_frozen_and_everything_else_learns(settings, source):
     before = fingerprint(seen)
     run = projected_critic.main(settings)
     assert fingerprint(seen) == before
-    end, start = newest(run), Source.read(source)
-    for name, start in (("G", start.generator), ("D", start.discriminator)):
+    end, origin = newest(run), Source.read(source)
+    for name, start in (("G", origin.generator), ("D", origin.discriminator)):
         assert any(not torch.equal(end[name][key], tensor) for key, tensor in start.items()), name
     taught = {name: len(each["state"]) for name, each in end["optimizers"].items()}
     heads = sum(key.endswith(("weight", "bias")) for key in end["heads"])
-    assert taught == {"optimizer_G": 5 + 8, "optimizer_D": 5 + 6, "optimizer_heads": heads}, "kernels and norms"
+    assert taught == {"optimizer_G": 5 + 8, "optimizer_D": 5 + 6, "optimizer_heads": heads}, (
+        "kernels and norms"
+    )
     clipped = [key for key in end["D"] if key.endswith("weight")]
     assert max(end["D"][key].abs().max() for key in clipped) <= settings.clip + 1e-9
 
@@ -66,6 +68,21 @@ def test_gradients_reach_the_pixels_through_the_features():
     head = Head(320, 4, 8)
     head(maps[-1]).sum().backward()
     assert (x.grad.abs().sum((1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sides", "kept"),
+    [
+        ([64, 32, 16, 8, 4], [1, 2, 3, 4]),
+        ([128, 128, 64, 64, 32, 32, 16], [5, 6]),
+        ([61, 28, 13, 2], [1, 2, 3]),
+    ],
+)
+def test_heads_look_at_the_last_map_of_each_side(sides, kept):
+    maps = [torch.zeros(1, 3, side, side) for side in sides]
+    assert [id(each) for each in coarse(maps, 128)] == [id(maps[at]) for at in kept]
+    for each in coarse(maps, 128):
+        assert 2 <= Head(3, each.shape[-1], 4)(each).shape[1] ** 0.5 <= 7
 
 
 def test_step_0_draws_the_sources_samples_and_a_run_goes_on_to_the_bit(settings, source):
