@@ -16,7 +16,8 @@ from tqdm import tqdm
 from transfer import Diverged, UserError, checkpoints
 from transfer.folder import Folder, hardware, make_sure_of_space
 from transfer.images import Images, frames, grid, to_uint8
-from transfer.settings import complete, plain
+from transfer.settings import command, complete, description_of, flags, plain, run_of
+from transfer.shared import Source
 from transfer.signals import Signals, Stop
 from transfer.weights import Average
 
@@ -83,14 +84,17 @@ class Run:
         latent = parts["G"].arguments["latent"]
         self.latents = torch.randn(SCORED, latent, generator=generator).to(self.device)
         self.step, self._losses, self._last, self._since = 0, {}, "", None
+        source = getattr(settings, "source", None)
+        self._source = None if source is None else Source.read(source).fingerprint
         out = Path(settings.out)
         if settings.resume is not None:
-            self._hold(Folder.again(Path(settings.resume), out, self.script.name))
+            self._hold(Folder(run_of(Path(settings.resume), out, self.script), self.script))
             self._resume()
             return
         make_sure_of_space(out, self._bytes())
-        self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title)))))
-        self._describe()
+        self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title))), self.script))
+        shutil.copyfile(self.script, self.folder / self.script.name)
+        self.files.describe(**self._description())
         self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
         self.sample()
 
@@ -104,16 +108,16 @@ class Run:
         kept = checkpoints.KEEP + 2 + settings.iterations // checkpoints.EVERY
         return kept * checkpoints.size_of(parts) + settings.iterations // settings.sample_every * 600_000
 
-    def _describe(self) -> None:
-        shutil.copyfile(self.script, self.folder / self.script.name)
-        self.files.describe(
-            script=self.script.name,
-            settings=plain(self.settings),
-            images={"count": len(self.images), "fingerprint": self.images.fingerprint},
-            unreadable=self.images.unreadable,
-            learning={name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
-            hardware=hardware(self.device),
-        )
+    def _description(self) -> dict[str, Any]:
+        return {
+            "script": self.script.name,
+            "settings": plain(self.settings),
+            "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
+            "source": self._source,
+            "unreadable": self.images.unreadable,
+            "learning": {name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
+            "hardware": hardware(self.device),
+        }
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -125,6 +129,9 @@ class Run:
         run goes on.
         """
         settings, began = self.settings, time.monotonic()
+        if self.step > settings.iterations:
+            self.files.release()
+            return
         bar = tqdm(
             total=settings.iterations, initial=self.step, desc=self.folder.name, unit="it", disable=None
         )
@@ -156,7 +163,7 @@ class Run:
                     if saved < self.step:
                         self.save()
                     if self.step:
-                        stop.sentence = f"after iteration {self.step}: go on with --resume {self.folder}"
+                        stop.sentence = f"after iteration {self.step}: go on with {self.files.go_on}"
                     raise
             animate(self.folder)
             print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
@@ -259,6 +266,7 @@ class Run:
             "settings": plain(self.settings),
             "arguments": {k: part.arguments for k, part in self.parts.items() if hasattr(part, "arguments")},
             "fingerprint": self.images.fingerprint,
+            "source": self._source,
             "step": self.step,
             "random": {"cpu": torch.get_rng_state()},
             "optimizers": {},
@@ -276,21 +284,48 @@ class Run:
 
     def _resume(self) -> None:
         """Take up the state of the newest whole checkpoint."""
-        folder, (path, state) = self.folder, self.checkpoints.newest()
-        before, now = complete(type(self.settings), state.get("settings", {})), plain(self.settings)
-        keys = now.keys() - MAY_CHANGE
-        changed = sorted(key for key in keys if before.get(key) != now.get(key))
+        path, state = self.checkpoints.newest()
+        self._refuse_others(state)
+        self.step, iterations = state["step"], self.settings.iterations
+        if self.step >= iterations:
+            at = "is beyond that already" if self.step > iterations else "is there"
+            longer = command(self.script, "--resume", self.folder, "--iterations", 2 * self.step)
+            print(
+                f"{self.folder} was to go on to iteration {iterations:,} and {at}: go on longer with {longer}"
+            )
+        if self.step > iterations:
+            return
+        self._load(path, state)
+        self.files.forget_after(self.step)
+        again = description_of(self.folder).get("settings", {}) | {"resume": plain(self.settings)["resume"]}
+        if self.step < iterations or again != plain(self.settings):
+            self.files.describe_again(self.step, **self._description())
+            print(f"going on with {self.folder} after iteration {self.step}")
+
+    def _refuse_others(self, state: dict[str, Any]) -> None:
+        """Raise UserError unless the state is of a run with these settings, images and source."""
+        folder, settings = self.folder, self.settings
         if state.get("script") != self.script.name:
             raise UserError(f"{folder} is a run of {state.get('script')}: resume it with that script")
+        before, now = complete(type(settings), state.get("settings", {})), plain(settings)
+        fixed = now.keys() - MAY_CHANGE - ({"source"} if state.get("source") else set())
+        changed = {key: before[key] for key in now if key in fixed and before[key] != now[key]}
         if changed:
-            was = ", ".join(f"{key} {before.get(key)}" for key in changed)
             raise UserError(
-                f"{folder} was started with other settings ({was}): give those, or start a new run"
+                f"{folder} was started with {flags(changed)}, and that cannot change: leave it as it was, or"
+                " start a new run"
             )
         if state["fingerprint"] != self.images.fingerprint:
             raise UserError(
-                f"{folder} was started on other images than {self.settings.images}: give those again"
+                f"{folder} was started on other images than {settings.images}: give those with --images"
             )
+        if state.get("source") not in (None, self._source):
+            raise UserError(
+                f"{folder} was started from another model than {settings.source} (it was"
+                f" {before['source']}): give that with --source"
+            )
+
+    def _load(self, path: Path, state: dict[str, Any]) -> None:
         try:
             for name, part in self.parts.items():
                 if isinstance(part, Average):
@@ -307,10 +342,6 @@ class Run:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         elif has_cuda or had_cuda:
             print("the run was on another kind of device: it goes on, but not bit for bit")
-        self.step = state["step"]
-        self.files.forget_after(self.step)
-        self.files.describe_again(plain(self.settings), self.step, hardware(self.device))
-        print(f"going on with {folder} after iteration {self.step}")
 
 
 def _is_optimizer(part: Any) -> bool:
