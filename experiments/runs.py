@@ -20,8 +20,8 @@ from experiments import lines, strip
 from experiments.tables import Row, Table
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import script as module
-from transfer.folder import LATEST, versions
-from transfer.settings import Extractor, complete, plain, unsaid
+from transfer.folder import versions
+from transfer.settings import LATEST, Extractor, complete, plain, unsaid
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "runs"

@@ -238,6 +238,9 @@ def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str,
 def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callable[[Tensor], Scores] | None:
     """What scores a run's images (n, 3, H, W), uint8: against those that it trains on and its reference.
 
+    A first score, of one of the images, is made at once: whatever a score needs is opened before the first
+    iteration, and the features of the real images are kept.
+
     Args:
         settings: a script's, which name the extractor, the reference and the seed, and say whether to score.
         images: what is trained on; their size is what all images are brought to.
@@ -245,6 +248,9 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
 
     Returns:
         None when score_every is 0.
+
+    Raises:
+        UserError: when the extractor or the reference cannot be had, or a set has fewer than two images.
     """
     if not settings.score_every:
         return None
@@ -255,4 +261,5 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
         given = {"extractor": extractor, "size": size, "seed": settings.seed, "seen": seen}
         return score(pixels, images, settings.reference, **given)
 
+    scored(images.pixels[:1].expand(2, -1, -1, -1))
     return scored

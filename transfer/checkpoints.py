@@ -165,12 +165,20 @@ class Checkpoints:
                 " checkpoint before"
             )
         listed = self.listed()
-        if best:
-            for entry in listed.values():
-                entry.pop("best", None)
         listed[path.name] = {"step": step, "sha256": digest, "bytes": path.stat().st_size}
+        write_json(self.folder / MANIFEST, listed)
+        self._rotate(listed)
         if best:
-            listed[path.name]["best"] = True
+            self.mark_best(step)
+
+    def mark_best(self, step: int) -> None:
+        """Note that the checkpoint of a step is the one with the best score so far, and let the last go."""
+        path, listed = self.folder / f"{step:06d}.pt", self.listed()
+        for entry in listed.values():
+            entry.pop("best", None)
+        if path.name not in listed:
+            listed[path.name] = {"step": step, "sha256": sha256(path), "bytes": path.stat().st_size}
+        listed[path.name]["best"] = True
         write_json(self.folder / MANIFEST, listed)
         self._rotate(listed)
 

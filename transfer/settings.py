@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from transfer import UserError
 from transfer.plan import Named, Plan, Split, plan
 from transfer.signals import Stop
 
 S = TypeVar("S")
+ROOT = Path(__file__).parents[1]
+LATEST = "latest"  # for resume: the newest run of the same script
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     """The settings with what the command line overrides (--G 1 2 2 --iterations 2000 --dry-run).
 
     Called before torch is imported, so that a wrong value is answered at once; default is an instance whose
-    values take the place of the class's own. Ends the program with exit code 2 after one sentence when a
-    value is wrong, and with 0 after --help.
+    values take the place of the class's own, and so do those of the run that --resume names. Ends the program
+    with exit code 2 after one sentence when a value is wrong, and with 0 after --help.
     """
     import tyro
 
@@ -59,7 +66,12 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     defaults = {} if default is None else {"default": default}
     with user_errors():
         description = sys.modules["__main__"].__doc__
-        chosen = tyro.cli(settings, description=description, registry=registry, **defaults)
+        read = partial(tyro.cli, settings, description=description, registry=registry)
+        chosen = read(**defaults)
+        if getattr(chosen, "resume", None) is not None:
+            script = Path(sys.argv[0])
+            run = run_of(chosen.resume, chosen.out, script)
+            chosen = replace(read(default=stored(settings, run, script)), resume=run)
         check(chosen)
     return chosen
 
@@ -77,6 +89,10 @@ def _plan_rule(info: Any) -> Any:
         is_instance=lambda value: isinstance(value, Split | Named),
         str_from_instance=lambda value: [str(each) for each in value],
     )
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A run's settings are read again when it goes on; none of this needs torch.
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,104 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
+def run_of(resume: Path, out: Path, script: Path) -> Path:
+    """The folder of the run that is to go on: resume, or with "latest" the newest of the script in out.
+
+    Raises:
+        UserError: when it is no run with a checkpoint, or another script's.
+    """
+    if str(resume) != LATEST or resume.is_dir():
+        if not _checkpoints(resume):
+            what = "holds no checkpoint" if resume.is_dir() else "does not exist"
+            raise UserError(
+                f"{resume} {what}: give a run's folder, such as {out / '0001-...'}, or {LATEST}; or leave"
+                " --resume out to start a run"
+            )
+        name = description_of(resume).get("script", script.name)
+        if name != script.name:
+            places = [ROOT / name, ROOT / "methods" / name]
+            other = command(next(filter(Path.exists, places), Path(name)), "--resume", resume)
+            raise UserError(f"{resume} is a run of {name}: resume it with {other}")
+        return resume
+    for folder in sorted(out.glob("*/"), reverse=True):
+        copied = script.name if (folder / script.name).is_file() else None
+        if description_of(folder).get("script", copied) == script.name and _checkpoints(folder):
+            return folder
+    raise UserError(
+        f"{out} holds no run of {script.name} with a checkpoint: give the run's folder, or leave --resume"
+        " out to start one"
+    )
+
+
+def _checkpoints(run: Path) -> bool:
+    return any(path.stem.isdigit() for path in run.glob("checkpoints/*.pt"))
+
+
+def description_of(run: Path) -> dict[str, Any]:
+    """What a run's settings.json holds; nothing when it is missing or cut off."""
+    with suppress(OSError, ValueError):
+        content = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+        if isinstance(content, dict) and isinstance(content.get("settings"), dict):
+            return content
+    return {}
+
+
+def stored(settings: type[S], run: Path, script: Path) -> S:
+    """The settings that a run was made with; from its newest checkpoint when settings.json does not tell.
+
+    Raises:
+        UserError: when neither holds settings of this script.
+    """
+    told = description_of(run).get("settings")
+    if told is None:
+        from transfer.checkpoints import Checkpoints  # which needs torch
+
+        _, state = Checkpoints(run).newest()
+        told = state.get("settings", {}) if state.get("script", script.name) == script.name else {}
+        print(f"{run / 'settings.json'} is missing or damaged: the settings are those of the checkpoint")
+    hints = get_type_hints(settings)
+    values = complete(settings, told) | {"resume": None, "dry_run": False}
+    return settings(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+
+
+def flags(values: dict[str, Any]) -> str:
+    """Settings, as plain gives them, as the flags that they are given by."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(value if isinstance(value, list) else [value])]
+    return shlex.join(map(str, words))
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    """A value of plain's as the field has it."""
+    if value is not None and Path in (hint, *get_args(hint)):
+        return Path(value)
+    return plan(*value) if isinstance(value, list) else value
+
+
+def command(script: Path, *words: object) -> str:
+    """The line that starts a script from where this program was started, by the same Python."""
+    package = (script.parent / "__init__.py").exists()
+    what = ("-m", f"{script.parent.name}.{script.stem}") if package else (_near(script),)
+    named = [name for name in ("python", "python3") if _same(shutil.which(name), sys.executable)]
+    return shlex.join(map(str, ([*named, _near(Path(sys.executable))][0], *what, *words)))
+
+
+def _near(path: Path) -> Path:
+    """path as it is found from the current folder, where it is below that."""
+    with suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd())
+    return path
+
+
+def _same(found: str | None, python: str) -> bool:
+    return found is not None and os.path.abspath(found) == os.path.abspath(python)
 
 
 def check(settings: Any) -> None:
