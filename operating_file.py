@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import random
@@ -66,12 +65,16 @@ def select(
     if box and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise UserError(f"--box {' '.join(map(str, box))} is empty: give left, upper, right and lower edge")
     target = _new(target)
-    from transfer.images import find  # after the checks: it loads torch
+    from transfer.reading import find
 
-    files = find(source)
+    found = find(source)
+    for file in found:
+        if file.refused:
+            print(f"skipped {file.name!r}: {file.refused}")
+    files = [file for file in found if not file.refused]
     if (count or 0) > len(files):
         raise UserError(
-            f"{source} holds {len(files)} images: give a --count of at most that, or another source"
+            f"{source} holds {len(files)} files: give a --count of at most that, or another source"
         )
     drawn = files if count is None else random.Random(seed).sample(files, len(files))
     try:
@@ -81,8 +84,8 @@ def select(
             folder.mkdir()
             written = _write(drawn, folder, count or len(files), size, box)
             if written < (count or 1):
-                found = f"{written} of the {len(files)} images in {source} can be used"
-                raise UserError(f"{found}, not {count or 1}: give a smaller --count or another source")
+                usable = f"{written} of the {len(files)} files in {source} can be used"
+                raise UserError(f"{usable}, not {count or 1}: give a smaller --count or another source")
             with suppress(FileNotFoundError):
                 target.rmdir()  # fails if something has been put there meanwhile
             folder.rename(target)
@@ -103,7 +106,7 @@ def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) ->
     """Write the first `count` usable files as PNG, and selected.csv. Returns how many there were."""
     from tqdm import tqdm
 
-    from transfer.images import Unreadable, decode, square
+    from transfer.reading import Unreadable, decode, square
 
     written, digits = 0, len(str(count - 1))
     with (
@@ -122,7 +125,7 @@ def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) ->
                 bar.write(f"skipped {file.name!r}: {reason}")
                 continue
             image = square(image, size, box)
-            image.info.clear()  # the original's colour profile is not that of these pixels
+            image.info.clear()
             name = f"{written:0{digits}}.png"
             image.save(folder / name)
             rows.writerow((name, file.name, hashlib.sha256(data).hexdigest()))
@@ -167,28 +170,25 @@ def inspect(path: Path, /) -> None:
     Args:
         path: a folder (flat or nested) or a zip of images.
     """
-    from PIL import Image
     from tqdm import tqdm
 
-    from transfer.images import FORMATS, Unreadable, decode, find
+    from transfer.reading import Unreadable, find
 
     files = find(path)
     kinds: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
     unreadable, same = [], defaultdict(list)
     for file in tqdm(files, desc="inspect", unit="image", disable=None):
         try:
-            data = file.read()
-            image = decode(data)
+            image = file.image()
         except Unreadable as reason:
             unreadable.append(f"{file.name!r}: {reason}")
             continue
-        original = Image.open(io.BytesIO(data), formats=FORMATS)
         kinds["sizes"][f"{image.width} x {image.height}"] += 1
-        kinds["modes"][original.mode] += 1
-        kinds["formats"][original.format] += 1
+        kinds["modes"][image.info["mode"]] += 1
+        kinds["formats"][image.info["format"]] += 1
         same[image.size, hashlib.sha256(image.tobytes()).digest()].append(repr(file.name))
     groups = [names for names in same.values() if len(names) > 1]
-    print(f"{path}: {len(files)} images, {len(files) - len(unreadable)} readable")
+    print(f"{path}: {len(files)} files, {len(files) - len(unreadable)} of them readable images")
     for title, counter in kinds.items():
         _list(f"{title}: {len(counter)}", (f"{kind}: {n}" for kind, n in counter.most_common()))
     _list(f"unreadable: {len(unreadable)}", unreadable, shown=len(unreadable))

@@ -18,9 +18,9 @@ from fid.extractors import Extractor
 from fid.metrics import Gaussian
 from fid.sets import Set
 from transfer import UserError
-from transfer.images import Unreadable
+from transfer.reading import Unreadable
 
-VERSION = 1  # of what is cached
+VERSION = 2  # of what is cached: 2 since files are known by their content
 MOST_BYTES = 2_000_000_000  # statistics that would unpack to more are refused
 
 

@@ -144,7 +144,7 @@ def test_unreadable_files_are_left_out_and_named(folders, tmp_path):
         assert set(scores.left_out) == {f"{real}: 002a.png", f"{real}: 003a.png"}
     broken = write(tmp_path / "broken", images(1))
     (broken / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"1 readable \('a.png': not an image\)"):
+    with pytest.raises(UserError, match=r"1 readable \('a.png': not in an image format"):
         fid.score(broken, real, extractor=tiny())
 
 

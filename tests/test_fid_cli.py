@@ -40,7 +40,7 @@ def test_what_is_left_out_is_said(folders, capsys):
     (folders[0] / "x.png").write_bytes(b"no image")
     run(*folders, json=True)
     out, err = capsys.readouterr()
-    assert "x.png" in err and "not an image" in err and json.loads(out)["left_out"]
+    assert "x.png" in err and "not in an image format" in err and json.loads(out)["left_out"]
 
 
 def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):

@@ -1,0 +1,280 @@
+"""Reading: what is in a folder or a zip, and one file's bytes as an upright RGB image."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from transfer import UserError
+
+FORMATS = (  # no other parser sees a user's file; what begins with no sign of its own comes last
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "PSD", "ICO", "SGI",
+    "SUN", "PCX", "TGA",
+)  # fmt: skip
+MOST_PIXELS = 50_000_000  # an image with more is refused before it is decoded
+MOST_BYTES = 200_000_000  # likewise a file with more
+RUN = ("settings.json", "reals.png", "log.jsonl", "checkpoints/manifest.json")  # two of them: it is a run's
+GRIDS = "a run's folder, whose pictures are grids of many images"
+
+# ----------------------------------------------------------------------------------------------------------
+# Finding: every script, operating_file.py and fid/ read images here, so the same files count everywhere.
+
+
+class Unreadable(Exception):
+    """Why one file is no image that can be used."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a folder or a zip: its name in there, and how to get its bytes.
+
+    Attributes:
+        refused: why it is not read at all; it then stands for everything whose name begins with its own.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    refused: str = ""
+
+    @classmethod
+    def not_read(cls, name: str, reason: str) -> File:
+        """A file whose read raises Unreadable."""
+
+        def read() -> NoReturn:
+            raise Unreadable(reason)
+
+        return cls(name, read, reason)
+
+    def image(self) -> Image.Image:
+        """The upright RGB image, as decode gives it. Raises Unreadable with the reason."""
+        return decode(self.read())
+
+
+def find(path: Path) -> list[File]:
+    """Every file of a folder (flat or nested, links followed) or a zip, sorted by name.
+
+    Which of them are images only their content tells. What is hidden, what cannot be listed, a folder that
+    links lead to twice and a run of this project are one File each, which is refused.
+
+    Raises:
+        UserError: when there is no such folder or zip, or it cannot be read, holds nothing, or is a run's.
+    """
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            raise UserError(f"{path} is neither a folder nor a zip: give one that holds images")
+        files = _in_folder(path) if stat.S_ISDIR(mode) else _in_zip(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a folder or a zip of images") from None
+    except OSError as error:
+        mend = "look after its permissions" if isinstance(error, PermissionError) else "give another one"
+        raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
+    if not files:
+        raise UserError(f"{path} holds no image: it is empty")
+    runs = _runs({file.name for file in files})
+    above = Path(os.path.abspath(path)).parent
+    if "" in runs or (
+        path.name == "samples" and "" in _runs({name for name in RUN if (above / name).exists()})
+    ):
+        run = path if "" in runs else above
+        raise UserError(
+            f"{path} holds a run's grids of many images: give single images, or --model {run} where they are"
+            " to be drawn from the run and scored"
+        )
+    return sorted(_gathered(files, runs), key=lambda file: file.name)
+
+
+def _runs(names: set[str]) -> set[str]:
+    """The folders, "" or with / at their ends, that hold a run."""
+    folders = {name[: -len(mark)] for name in names for mark in RUN if f"/{name}".endswith(f"/{mark}")}
+    return {folder for folder in folders if sum(folder + mark in names for mark in RUN) > 1}
+
+
+def _gathered(files: Iterable[File], runs: set[str]) -> Iterable[File]:
+    """The files, with one in the place of all that are hidden together or belong to one run."""
+    gathered: dict[str, File] = {}
+    for file in files:
+        *folders, name = file.name.split("/")
+        at = ""
+        for part in (*(f"{folder}/" for folder in folders), name):
+            at += part
+            if _is_hidden(part):
+                gathered[at] = File.not_read(at, "hidden")
+                break
+            if at in runs:
+                gathered[at] = File.not_read(at, GRIDS)
+                break
+        else:
+            yield file
+    yield from gathered.values()
+
+
+def _is_hidden(part: str) -> bool:
+    return (part.startswith(".") and part.strip("/") != "..") or part.strip("/") == "__MACOSX"
+
+
+def _in_folder(folder: Path) -> list[File]:
+    """Every file below a folder; each folder once, under the name that it has without links."""
+    files, waiting, links = [], [""], []
+    root = Path(os.path.realpath(folder))
+    met = {str(path): "a link to a folder that holds it" for path in (root, *root.parents)}
+    while waiting or links:
+        at = waiting.pop() if waiting else links.pop(0)
+        real = os.path.realpath(folder / at)
+        if at and real in met:
+            files.append(File.not_read(at, met[real]))
+            continue
+        met.setdefault(real, f"the same folder as {at!r}")
+        try:
+            entries = sorted(os.scandir(folder / at), key=lambda entry: entry.name)
+        except OSError as error:
+            if not at:
+                raise
+            files.append(File.not_read(at, f"a folder that cannot be listed: {error.strerror or error}"))
+            continue
+        for entry in entries:
+            if not os.path.isdir(entry.path):
+                files.append(File(at + entry.name, _reader(Path(entry.path))))
+            elif _is_hidden(entry.name):
+                files.append(File.not_read(f"{at}{entry.name}/", "hidden"))
+            else:
+                (links if entry.is_symlink() else waiting).append(f"{at}{entry.name}/")
+    return files
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("no regular file")  # reading a pipe would never end
+            if status.st_size > MOST_BYTES:
+                raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
+            return path.read_bytes()
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from None
+
+    return read
+
+
+def _in_zip(path: Path) -> list[File]:
+    with open(path, "rb") as handle:
+        begins = handle.read(2)
+    if begins != b"PK" and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is neither a folder nor a zip: give one that holds images")
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a directory can be damaged in many ways
+        what = error if zipfile.is_zipfile(path) else "its end is missing"
+        raise UserError(f"{path} is a damaged zip ({what}): make it again") from None
+    files = []
+    for member in archive.infolist():
+        parts = member.filename.replace("\\", "/").split("/")  # as some programs write it
+        name = "/".join(part for part in parts if part not in ("", "."))
+        if member.flag_bits & 1:
+            files.append(File.not_read(name, "encrypted: unpack it with its password"))
+        elif not member.is_dir():
+            files.append(File(name, _member_reader(archive, member)))
+    return files
+
+
+def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        if member.file_size > MOST_BYTES:
+            raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
+        try:
+            return archive.read(member)
+        except Exception as error:  # unpacking fails in as many ways as there are compressions
+            raise Unreadable(f"the zip cannot give it back ({error})") from None
+
+    return read
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Decoding.
+
+
+def decode(data: bytes) -> Image.Image:
+    """The bytes of a file as an upright RGB image.
+
+    Turned as its EXIF says; the first frame of an animation; 16-bit grey scaled (not cut) to 8; transparency
+    over white; palettes, grey and CMYK converted. Raises Unreadable with the reason.
+
+    Returns:
+        The image, whose info holds nothing but the file's "format" and its "mode" there.
+    """
+    if not data:
+        raise Unreadable("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of corrupt EXIF and of sizes that are refused below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise Unreadable(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
+            told = {"format": image.format, "mode": image.mode}
+            if image.format == "TIFF" and image.tag_v2.get(254, 0) & 1:  # NewSubfileType: reduced
+                raise Unreadable(
+                    "its first picture is a small preview, as in raw photographs: save it as PNG"
+                )
+            image.load()
+            image = _to_rgb(ImageOps.exif_transpose(image))
+            image.info = told
+            return image
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unreadable(f"more than {MOST_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise Unreadable(_other(data)) from None
+    except Exception as error:  # a decoder fails in many ways, and no broken file may end a run
+        raise Unreadable(str(error) or type(error).__name__) from None
+
+
+def _other(data: bytes) -> str:
+    """Why a file that no decoder knows is not read, and what to do with it."""
+    begins = data[:4096].lstrip()
+    if begins.startswith(b"PK\x03\x04"):
+        return "a zip: unpack it, or give it by itself"
+    if begins.startswith((b"%PDF", b"%!PS")):
+        return "a page, which could run code: save its picture as PNG"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
+        return "HEIC, which is not read here: save it as JPEG"
+    if begins.startswith(b"<") and b"<svg" in begins:
+        return "SVG, which is not read here: save it as PNG"
+    return "not in an image format that is read here"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise Unreadable("floating-point pixels have no known range")
+    if image.mode.startswith("I"):  # 16-bit grey, which PIL would cut off at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
+
+
+def square(image: Image.Image, size: int, box: Box | None = None) -> Image.Image:
+    """The centre square of the image (or of its box), resized to size x size with antialiasing (Lanczos)."""
+    left, upper, right, lower = box or (0, 0, *image.size)
+    side = min(right - left, lower - upper)
+    left, upper = left + (right - left - side) // 2, upper + (lower - upper - side) // 2
+    image = image.crop((left, upper, left + side, upper + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.LANCZOS)
