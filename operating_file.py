@@ -32,6 +32,7 @@ from transfer.settings import user_errors
 
 Box = tuple[int, int, int, int]
 FACE = (15, 40, 163, 188)  # in CelebA's aligned images of 178 x 218 pixels
+SIDE = 64  # pixels, of what the scripts train on
 SHOWN = 10  # lines of a list before "and N more"
 
 # ----------------------------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def select(
     /,
     count: int | None = None,
     seed: int = 0,
-    size: int = 64,
+    size: int = SIDE,
     box: Box | None = None,
 ) -> None:
     """Draw images without replacement, and write the middle square of each as PNG to a new folder.
@@ -106,7 +107,7 @@ def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) ->
     """Write the first `count` usable files as PNG, and selected.csv. Returns how many there were."""
     from tqdm import tqdm
 
-    from transfer.reading import Unreadable, decode, square
+    from transfer.reading import Unreadable, decode, doubts, square
 
     written, digits = 0, len(str(count - 1))
     with (
@@ -124,6 +125,8 @@ def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) ->
             except Unreadable as reason:
                 bar.write(f"skipped {file.name!r}: {reason}")
                 continue
+            if doubt := doubts(image, size, box):
+                bar.write(f"look at {file.name!r}: {doubt}")
             image = square(image, size, box)
             image.info.clear()
             name = f"{written:0{digits}}.png"
@@ -165,24 +168,26 @@ def celeba(root: Path, target: Path, /, count: int | None = None, seed: int = 0)
 
 
 def inspect(path: Path, /) -> None:
-    """Print what is in a folder or a zip: sizes, modes, formats, unreadable files, exact duplicates.
+    """Print what is in a folder or a zip: sizes, modes, formats, unreadable and doubtful files, duplicates.
 
     Args:
         path: a folder (flat or nested) or a zip of images.
     """
     from tqdm import tqdm
 
-    from transfer.reading import Unreadable, find
+    from transfer.reading import Unreadable, doubts, find
 
     files = find(path)
     kinds: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
-    unreadable, same = [], defaultdict(list)
+    unreadable, doubtful, same = [], [], defaultdict(list)
     for file in tqdm(files, desc="inspect", unit="image", disable=None):
         try:
             image = file.image()
         except Unreadable as reason:
             unreadable.append(f"{file.name!r}: {reason}")
             continue
+        if doubt := doubts(image, SIDE):
+            doubtful.append(f"{file.name!r}: {doubt}")
         kinds["sizes"][f"{image.width} x {image.height}"] += 1
         kinds["modes"][image.info["mode"]] += 1
         kinds["formats"][image.info["format"]] += 1
@@ -192,6 +197,7 @@ def inspect(path: Path, /) -> None:
     for title, counter in kinds.items():
         _list(f"{title}: {len(counter)}", (f"{kind}: {n}" for kind, n in counter.most_common()))
     _list(f"unreadable: {len(unreadable)}", unreadable, shown=len(unreadable))
+    _list(f"to look at, at {SIDE} x {SIDE}: {len(doubtful)}", doubtful, shown=len(doubtful))
     _list(f"exact duplicates: {sum(map(len, groups)) - len(groups)}", map(" = ".join, groups))
 
 

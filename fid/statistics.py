@@ -20,7 +20,7 @@ from fid.sets import Set
 from transfer import UserError
 from transfer.reading import Unreadable
 
-VERSION = 2  # of what is cached: 2 since files are known by their content
+VERSION = 2  # of what is cached: 2 since colour profiles and all bits are read
 MOST_BYTES = 2_000_000_000  # statistics that would unpack to more are refused
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from transfer import UserError
-from transfer.reading import Unreadable, find, square
+from transfer.reading import Unreadable, doubts, find, square
 
 NAMED = 20  # files of a kind that a run names before "and N more"; inspect names all
 
@@ -47,19 +47,23 @@ class Images:
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", size: int = 64) -> Images:
-        """Decode a folder or a zip, and print what is left out.
+        """Decode a folder or a zip, and print what is left out and what is in doubt.
 
         Raises:
             UserError: when it holds no readable image.
         """
-        names, arrays, unreadable, digest, different = [], [], {}, hashlib.sha256(), set()
+        names, arrays, unreadable, doubtful = [], [], {}, {}
+        digest, different = hashlib.sha256(), set()
         files = find(path)
         for file in files:
             try:
-                array = np.asarray(square(file.image(), size))
+                image = file.image()
             except Unreadable as reason:
                 unreadable[file.name] = str(reason)
                 continue
+            if doubt := doubts(image, size):
+                doubtful[file.name] = doubt
+            array = np.asarray(square(image, size))
             names.append(file.name)
             arrays.append(array)
             different.add(hashlib.sha256(array.tobytes()).digest())
@@ -74,6 +78,7 @@ class Images:
         copies = len(names) - len(different)
         kinds, labels = _kinds(names)
         _print("left out", unreadable)
+        _print("look at", doubtful)
         return cls(
             pixels.to(device),
             tuple(names),
