@@ -110,7 +110,8 @@ class Folder:
                 file.write(json.dumps({"step": step, **content}) + "\n")
         except OSError as error:
             raise NoSpace(
-                f"{self.path} cannot be written ({error.strerror}): make room, and go on with --resume"
+                f"{self.path} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and"
+                " go on with --resume"
             ) from None
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -137,7 +138,8 @@ class Folder:
             picture.save(self.path / name)
         except OSError as error:
             raise NoSpace(
-                f"{self.path / name} cannot be written ({error.strerror}): make room, and go on with --resume"
+                f"{self.path / name} cannot be written ({error.strerror}): {checkpoints.mend(error)},"
+                " and go on with --resume"
             ) from None
 
 
