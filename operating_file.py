@@ -2,6 +2,7 @@
 
     python operating_file.py select SOURCE TARGET --count 96   draw images, as 64x64 PNG, to a new folder
     python operating_file.py inspect PATH                      sizes, modes, formats, unreadable, duplicates
+    python operating_file.py preview PATH --augment slight     a picture of what the critic is shown
     python operating_file.py clear target_domain               show what would go; with --yes it goes
 
 Where faces come from, one line each:
@@ -28,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from transfer import UserError
-from transfer.settings import user_errors
+from transfer.reading import Box, Unreadable, decode, doubts, find, square
+from transfer.settings import Augmentation, registry, user_errors
 
-Box = tuple[int, int, int, int]
 FACE = (15, 40, 163, 188)  # in CelebA's aligned images of 178 x 218 pixels
 SIDE = 64  # pixels, of what the scripts train on
 SHOWN = 10  # lines of a list before "and N more"
@@ -60,19 +61,16 @@ def select(
         size: side of the PNG files in pixels; resized with antialiasing.
         box: cut each image to this first: left, upper, right and lower edge in pixels.
     """
-    for name, value, least in (("count", count, 1), ("size", size, 1), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}: give at least {least}")
+    _check(("count", count, 1), ("size", size, 1), ("seed", seed, 0))
     if box and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise UserError(f"--box {' '.join(map(str, box))} is empty: give left, upper, right and lower edge")
     target = _new(target)
-    from transfer.reading import find
-
-    found = find(source)
-    for file in found:
+    files = []
+    for file in find(source):
         if file.refused:
             print(f"skipped {file.name!r}: {file.refused}")
-    files = [file for file in found if not file.refused]
+        else:
+            files.append(file)
     if (count or 0) > len(files):
         raise UserError(
             f"{source} holds {len(files)} files: give a --count of at most that, or another source"
@@ -95,6 +93,13 @@ def select(
     print(f"{written} images of {size} x {size} pixels are in {target}")
 
 
+def _check(*numbers: tuple[str, int | None, int]) -> None:
+    """Raise UserError unless each named number is at least what it must be."""
+    for name, value, least in numbers:
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}: give at least {least}")
+
+
 def _new(target: Path) -> Path:
     """The folder, links followed. Raises UserError unless it is new or empty."""
     target = target.resolve()
@@ -106,8 +111,6 @@ def _new(target: Path) -> Path:
 def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) -> int:
     """Write the first `count` usable files as PNG, and selected.csv. Returns how many there were."""
     from tqdm import tqdm
-
-    from transfer.reading import Unreadable, decode, doubts, square
 
     written, digits = 0, len(str(count - 1))
     with (
@@ -175,8 +178,6 @@ def inspect(path: Path, /) -> None:
     """
     from tqdm import tqdm
 
-    from transfer.reading import Unreadable, doubts, find
-
     files = find(path)
     kinds: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
     unreadable, doubtful, same = [], [], defaultdict(list)
@@ -205,6 +206,50 @@ def _list(title: str, lines: Iterable[str], shown: int = SHOWN) -> None:
     lines = list(lines)
     more = [f"and {len(lines) - shown:,} more"] * (len(lines) > shown)
     print("\n  ".join([title, *lines[:shown], *more]))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Previewing.
+
+
+def preview(
+    source: Path,
+    /,
+    augment: Augmentation = "diffaugment",
+    images: int = 6,
+    draws: int = 8,
+    seed: int = 0,
+    to: Path | None = None,
+) -> None:
+    """Write one picture of what an augmentation makes of some images: a row each, of the image and its draws.
+
+    Args:
+        source: a folder or a zip of images.
+        augment: as the scripts take it.
+        images: how many rows; they are drawn from all.
+        draws: how many columns beside the image itself.
+        seed: the same seed makes the same picture.
+        to: the PNG to write; preview-AUGMENT.png, unless given. Nothing is overwritten.
+    """
+    _check(("images", images, 1), ("draws", draws, 1), ("seed", seed, 0))
+    to = Path(f"preview-{augment}.png") if to is None else to
+    if os.path.lexists(to):
+        raise UserError(f"{to} exists, and nothing is overwritten: give another name with --to")
+    import torch
+
+    from transfer.augment import Augment
+    from transfer.images import Images, grid, to_float
+
+    found = Images.load(source)
+    torch.manual_seed(seed)
+    x = to_float(found.pixels[torch.randperm(len(found))[:images].sort().values])
+    columns = [x, *(Augment(augment).real(x) for _ in range(draws))]
+    try:
+        with open(to, "xb") as handle:
+            grid(torch.stack(columns, 1).flatten(0, 1), columns=len(columns)).save(handle, "PNG")
+    except OSError as error:
+        raise UserError(f"{to} cannot be written ({error.strerror}): give another name with --to") from None
+    print(f"{len(x)} images, each with {draws} draws of {augment} beside it, are in {to}")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -391,10 +436,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     with user_errors():
         tyro.extras.subcommand_cli_from_dict(
-            {"select": select, "inspect": inspect, "clear": clear, "celeba": celeba},
+            {"select": select, "inspect": inspect, "preview": preview, "clear": clear, "celeba": celeba},
             description=__doc__,
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
+            registry=registry(),
         )
 
 

@@ -240,6 +240,42 @@ def test_inspect_of_nothing_is_refused(tmp_path, capsys):
 
 
 # ----------------------------------------------------------------------------------------------------------
+# preview
+
+
+def test_a_preview_shows_rows_of_images_and_columns_of_draws(faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("preview", faces, "--augment", "flip", "--images", 3, "--draws", 5) == 0
+    assert "3 images, each with 5 draws of flip" in capsys.readouterr().out
+    picture = np.asarray(Image.open("preview-flip.png"))
+    assert picture.shape == (3 * 64, 6 * 64, 3)
+    first, *draws = np.split(picture.reshape(3, 64, 6, 64, 3).swapaxes(1, 2), 6, axis=1)
+    shown = {first[row].tobytes() for row in range(3)}
+    assert len(shown) == 3 and shown <= {Image.open(path).tobytes() for path in faces.iterdir()}
+    mirrored = [(draw[row] == first[row, :, :, ::-1]).all() for draw in draws for row in range(3)]
+    same = [(draw[row] == first[row]).all() for draw in draws for row in range(3)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 0 < sum(mirrored) < 15
+    assert run("preview", faces, "--augment", "flip", "--images", 3, "--draws", 5, "--to", "again.png") == 0
+    assert Path("again.png").read_bytes() == Path("preview-flip.png").read_bytes(), "the seed's"
+
+
+def test_a_preview_refuses_in_one_sentence(faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("preview-diffaugment.png").write_text("mine")
+    assert "nothing is overwritten" in refused(capsys, "preview", faces)
+    assert Path("preview-diffaugment.png").read_text() == "mine"
+    assert "--draws is 0: give at least 1" in refused(capsys, "preview", faces, "--draws", 0)
+    assert "cannot be written" in refused(capsys, "preview", faces, "--to", "nowhere/a.png")
+
+
+def test_a_name_that_is_too_long_is_refused(numbered, tmp_path, capsys):
+    name = "x" * 300
+    for words in (("select", numbered, tmp_path / name), ("select", tmp_path / name, tmp_path / "target")):
+        assert "long" in refused(capsys, *words)
+    assert "long" in refused(capsys, "inspect", tmp_path / name)
+
+
+# ----------------------------------------------------------------------------------------------------------
 # celeba
 
 
