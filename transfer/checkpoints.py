@@ -86,7 +86,16 @@ def _why(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     with suppress(OSError):
         reason += f", {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
-    return f"{path} cannot be written ({reason}): make room or give another out; what was there is as it was"
+    return (
+        f"{path} cannot be written ({reason}): {mend(error)} or give another out; what was there is as it was"
+    )
+
+
+def mend(error: Exception) -> str:
+    """What to do about something that could not be written."""
+    if isinstance(error, FileNotFoundError):
+        return "put back its folder, which was removed or renamed meanwhile,"
+    return "look after its permissions" if isinstance(error, PermissionError) else "make room"
 
 
 def sha256(path: Path) -> str:

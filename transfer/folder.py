@@ -99,7 +99,8 @@ class Folder:
                 file.write(json.dumps({"step": step, **content}) + "\n")
         except OSError as error:
             raise NoSpace(
-                f"{self.path} cannot be written ({error.strerror}): make room, and {self._then()}"
+                f"{self.path} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
+                f"{self._then()}"
             ) from None
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -129,7 +130,8 @@ class Folder:
             picture.save(self.path / name)
         except OSError as error:
             raise NoSpace(
-                f"{self.path / name} cannot be written ({error.strerror}): make room, and {self._then()}"
+                f"{self.path / name} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
+                f"{self._then()}"
             ) from None
 
 

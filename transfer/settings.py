@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -9,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -61,19 +62,54 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     """
     import tyro
 
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_plan_rule)
-    defaults = {} if default is None else {"default": default}
+    whole = all(field.default is not MISSING for field in fields(settings))
+    if default is None and whole and Path.cwd() != ROOT:
+        default = settings()
+    defaults = {} if default is None else {"default": at_home(default)}
     with user_errors():
         description = sys.modules["__main__"].__doc__
-        read = partial(tyro.cli, settings, description=description, registry=registry)
+        read = partial(tyro.cli, settings, description=description, registry=registry())
         chosen = read(**defaults)
         if getattr(chosen, "resume", None) is not None:
             script = Path(sys.argv[0])
             run = run_of(chosen.resume, chosen.out, script)
-            chosen = replace(read(default=stored(settings, run, script)), resume=run)
+            chosen = replace(read(default=at_home(stored(settings, run, script))), resume=run)
         check(chosen)
     return chosen
+
+
+def registry() -> Any:
+    """How tyro reads plans, and paths, in which ~ is the user's folder wherever the shell leaves it."""
+    import tyro
+
+    rules = tyro.constructors.ConstructorRegistry()
+    rules.primitive_rule(_plan_rule)
+    rules.primitive_rule(_path_rule)
+    return rules
+
+
+def _path_rule(info: Any) -> Any:
+    import tyro
+
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def at_home(settings: S) -> S:
+    """Settings in which the paths that are the script's own defaults are in the project's folder."""
+    own = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Path) and value == field.default and Path.cwd() != ROOT:
+            own[field.name] = ROOT / value
+    return replace(settings, **own)
 
 
 def _plan_rule(info: Any) -> Any:
@@ -124,12 +160,14 @@ def unsaid(script: type) -> dict[str, Any]:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Settings as JSON has them: paths as text, plans as lists."""
+    """Settings as JSON has them: paths as text, those in the project from its folder on; plans as lists."""
     return {name: _plain(value) for name, value in vars(settings).items()}
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def run_of(resume: Path, out: Path, script: Path) -> Path:
@@ -266,9 +304,16 @@ def user_errors() -> Iterator[None]:
         print(f"stopped by {stop.name} {stop.sentence}")
         raise
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+            has = getattr(getattr(sys.modules["__main__"], "Settings", None), "__dataclass_fields__", ())
+            less = "give a smaller batch_size" if "batch_size" in has else "give fewer or smaller images"
+            sentence = f"the memory is used up: {less}"
+        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            sentence = f"{name[:60]}... is a longer name than the system allows: give a shorter one"
+        else:
             raise
-        print(f"{Path(sys.argv[0]).name}: the memory is used up: give a smaller batch_size", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
