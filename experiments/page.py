@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments import lines
-from experiments.judge import answers, best, by_seed, final, last, mean, merit, verdict
-from experiments.runs import PICTURES, ROOT
-from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
+from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, short
+from experiments.runs import JUDGES, PICTURES, ROOT, judge, seen_by
+from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, scores_by, spent, which
+from experiments.selection import runs as found_runs
 from experiments.tables import TABLES, Row, Table
+from experiments.verdict import answers, verdict
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
+Figure = Callable[[dict[str, Any]], float | None]  # of a run
+Cell = Callable[[Row, Lines], str]
+MARKS = "¹²³⁴"
 NOTE = (
     "The dissertation's FIDs are of other images and another extractor, after up to 20,000 iterations: only"
-    " the order can be compared. A figure without a name is KID x 1000 at a run's end, on held-out images."
+    " the order can be compared. A figure without a name is KID x 1000 at a run's end, on held-out images,"
+    f" by EfficientNet-{short(FIRST)}, and so is all that has no judge in its head; copies are of thumbnails."
     " ± is the standard deviation over a row's seeds; a machine's rounding makes the same seed another run,"
     " though not an independent one, so such runs are averaged first."
     " A longer run stands for a shorter one, as it was then."
@@ -32,7 +38,8 @@ class Part:
     """A table's rows at one budget.
 
     Attributes:
-        title, about: the budget in words. head, rows: the table's cells. verdict: sentences.
+        title, about: the budget in words. head, rows: the table's cells; footnotes: of its dashes.
+        verdict: sentences.
         budget: what was spent. plans: the rows that have runs. runs: their lines. absent: the other rows.
     """
 
@@ -40,6 +47,7 @@ class Part:
     about: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    footnotes: list[str]
     verdict: list[str]
     budget: Spent
     plans: list[Row]
@@ -53,13 +61,6 @@ class Section:
 
     table: Table
     parts: list[Part]
-
-
-HEAD = (
-    "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
-    "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
-    "numbers that learn", "minutes of training", "seeds",
-)  # fmt: skip
 
 
 def minutes(runs: Lines, machines: list[str]) -> str:
@@ -79,27 +80,66 @@ def letter(machine: str, machines: list[str]) -> str:
     return string.ascii_lowercase[machines.index(machine)]
 
 
-def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
-    """A row of a table, whose runs were made on these machines."""
+def judges(runs: Lines) -> tuple[str, ...]:
+    """Those who have a column: the two of all tables, and others that have scored one of the runs."""
+    others = {judge(scores) for run in runs for scores in (*run["scores"], *run.get("judged", ()))}
+    return (*JUDGES, *sorted(others - set(JUDGES)))
 
-    def over(figure: Callable[[dict[str, Any]], float], digits: int = 1) -> str:
-        return mean(by_seed(runs, figure), digits)
 
-    return (
-        row.name,
-        "" if row.published is None else f"{row.published:g}",
-        over(lambda run: last(run)["fid"]),
-        over(final),
-        over(lambda run: last(run)["precision"], 2),
-        over(lambda run: run["scores"][-1]["fid"]),
-        over(lambda run: best(run)["step"], 0),
-        over(lambda run: merit(best(run))),
-        over(lambda run: run["scores"][-1]["diversity"], 2),
-        over(lambda run: run["scores"][-1]["memorisation"]["near_copies"], 2),
-        f"{runs[0]['learning']:,}",
-        minutes(runs, machines),
-        str(len(by_seed(runs, final))),
-    )
+def seen(runs: Lines) -> list[str]:
+    """The judges that some of the runs saw through: each has a footnote."""
+    return [name for name in judges(runs) if any(name in seen_by(run) for run in runs)]
+
+
+def footnotes(runs: Lines) -> list[str]:
+    """What the dashes with a number mean."""
+    return [
+        f"{MARKS[place]} Trained through `{name}`, which does not judge it."
+        for place, name in enumerate(seen(runs))
+    ]
+
+
+def columns(every: Lines, machines: list[str]) -> dict[str, Cell]:
+    """The columns of a table: from a row and its runs to the cell.
+
+    Args:
+        every: the runs of all rows, whose judges have columns, and footnotes where a run saw through them.
+        machines: those that made them.
+    """
+    marks = dict(zip(seen(every), MARKS, strict=False))
+
+    def by(name: str, key: str, digits: int) -> Cell:
+        def cell(row: Row, runs: Lines) -> str:
+            found = by_seed(
+                runs,
+                lambda run: (
+                    1000 * value if (value := figure(run, key, name)) is not None and key == "kid" else value
+                ),
+            )
+            if not found and all(name in seen_by(run) for run in runs):
+                return DASH + marks[name]
+            return mean(found, digits)
+
+        return cell
+
+    def over(number: Figure, digits: int = 1) -> Cell:
+        return lambda row, runs: mean(by_seed(runs, number), digits)
+
+    shares = ("precision", "recall", "density", "coverage", "copies")
+    return {
+        "": lambda row, runs: row.name,
+        "dissertation's FID": lambda row, runs: "" if row.published is None else f"{row.published:g}",
+        **{f"KID x 1000, {short(name)}": by(name, "kid", 1) for name in judges(every)},
+        "FID": by(FIRST, "fid", 1),
+        **{key: by(FIRST, key, 2) for key in shares},
+        "near copies": by(FIRST, "near_copies", 2),
+        "diversity": by(FIRST, "diversity", 2),
+        "best iteration": over(lambda run: (best(run) or {}).get("step"), 0),
+        "KID x 1000 there": over(lambda run: None if (found := best(run)) is None else merit(found)),
+        "numbers that learn": lambda row, runs: f"{runs[0]['learning']:,}",
+        "minutes of training": lambda row, runs: minutes(runs, machines),
+        "seeds": lambda row, runs: str(len({run["settings"]["seed"] for run in runs})),
+    }
 
 
 def sections() -> list[Section]:
@@ -107,7 +147,7 @@ def sections() -> list[Section]:
 
     A budget that only one row has been given compares nothing: one such is shown, where no other compares.
     """
-    found, result = lines.read("run"), []
+    found, result = found_runs(), []
     for table in TABLES:
         parts = []
         for budget, runs in groups(table, found).items():
@@ -120,7 +160,9 @@ def sections() -> list[Section]:
                 else "no held-out images"
             )
             about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images"
-            machines = sorted({run["hardware"] for each in runs.values() for run in each})
+            every = [run for each in runs.values() for run in each]
+            machines = sorted({run["hardware"] for run in every})
+            shown = columns(every, machines)
             named = [f"{letter(machine, machines)}: {machine}" for machine in machines]
             where = "; ".join(named if len(named) > 1 else machines)
             own = untouched(budget.source, counts)
@@ -133,10 +175,11 @@ def sections() -> list[Section]:
             parts.append(
                 Part(
                     title=budget.much,
-                    about=f"{about} ({budget.images}), {held_out}; {counts['extractor']};"
+                    about=f"{about} ({budget.images}), {held_out};"
                     f" {f'from {budget.source}' if budget.source else 'from scratch'}, on {where}.{beside}",
-                    head=HEAD,
-                    rows=[cells(row, runs[row.name], machines) for row in rows],
+                    head=tuple(shown),
+                    rows=[tuple(cell(row, runs[row.name]) for cell in shown.values()) for row in rows],
+                    footnotes=footnotes(every),
                     verdict=verdict(rows, runs, own),
                     budget=budget,
                     plans=rows,
@@ -145,7 +188,7 @@ def sections() -> list[Section]:
                 )
             )
         comparing = [part for part in parts if len(part.rows) > 1]
-        comparing.sort(key=lambda part: int(part.title.split()[0].replace(",", "")))
+        comparing.sort(key=lambda part: part.budget.count)
         result.append(Section(table, comparing or parts[-1:]))
     return result
 
@@ -177,6 +220,7 @@ def page() -> str:
         for part in section.parts:
             text += f"### {part.title}\n\n{part.about}\n\n"
             text += lines.markdown(part.head, part.rows) + "\n"
+            text += "".join(f"{note}\n\n" for note in part.footnotes)
             text += " ".join(part.verdict) + "\n\n"
             if part.absent:
                 text += f"Not run yet: {'; '.join(part.absent)}.\n\n"
@@ -308,10 +352,13 @@ def curves(runs: dict[str, Lines]) -> str:
     # a legend beside the axes, and as much height as its rows need
     figure, highest = Figure(figsize=(9, max(3.2, 0.5 + 0.2 * len(runs))), layout="constrained"), 0.0
     axes = figure.subplots()
+    runs = {name: [scores_by(run, FIRST) for run in each] for name, each in runs.items()}
     for place, (name, each) in enumerate(runs.items()):
         marker = "osv^"[place // 10 % 4]  # there are ten colours
-        steps = sorted({scores["step"] for run in each for scores in run["scores"]})
-        values = [[merit(s) for run in each for s in run["scores"] if s["step"] == step] for step in steps]
+        steps = sorted({scores["step"] for run in each for scores in run})
+        if not steps:
+            continue  # it saw through the judge
+        values = [[merit(s) for run in each for s in run if s["step"] == step] for step in steps]
         (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker=marker, label=name)
         highest = max(highest, *(max(v) for v in values), 0.0)
         axes.fill_between(
