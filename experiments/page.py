@@ -29,6 +29,8 @@ NOTE = (
     f" by EfficientNet-{short(FIRST)}, and so is all that has no judge in its head; copies are of thumbnails."
     " ± is the standard deviation over a row's seeds; a machine's rounding makes the same seed another run,"
     " though not an independent one, so such runs are averaged first."
+    " The test is Welch's t-test of the seeds' scores, with Holm's correction for all pairs of rows of the"
+    " table that have two seeds or more; it tells two rows apart where p is below 0.05."
     " A longer run stands for a shorter one, as it was then."
 )
 

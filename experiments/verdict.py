@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from experiments.tables import Row
 
 if TYPE_CHECKING:
     from experiments.page import Part, Section
+
+LEVEL = 0.05  # a test whose p is below it tells two rows apart
 
 
 def verdict(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | None = None) -> list[str]:
@@ -40,17 +43,39 @@ def order(rows: list[Row], ours: list[str]) -> list[str]:
 
 
 def lead(ends: dict[str, list[float]], first: str, second: str) -> str:
-    """By how much one row is better than another, and whether chance alone could do that."""
+    """By how much one row is better than another, and what a test of the two says."""
     ahead = statistics.mean(ends[second]) - statistics.mean(ends[first])
-    # their own seeds' spread; what the others' seeds do says less, but more than nothing
-    rows = [ends[first], ends[second]]
-    spreads = [statistics.stdev(each) for each in rows if len(each) > 1]
-    spreads = spreads or [statistics.stdev(each) for each in ends.values() if len(each) > 1]
-    if not spreads:
-        return f"by {ahead:.1f}; with one seed of each that cannot be told from chance"
-    more = "more" if ahead > max(spreads) else "no more"
-    alone = "; one of the two has one seed" if min(map(len, rows)) == 1 else ""
-    return f"by {ahead:.1f}, {more} than the seeds' spread ({max(spreads):.1f}){alone}"
+    alone = [name for name in (first, second) if len(ends[name]) < 2]
+    if alone:
+        return f"by {ahead:.1f} (no test is possible: {'both have' if alone[1:] else 'one has'} one seed)"
+    found = tested(ends)
+    p, pairs = found[frozenset((first, second))], len(found)
+    says = "tells them apart" if p < LEVEL else "does not tell them apart"
+    of = f", corrected for {pairs} pairs" if pairs > 1 else ""
+    return f"by {ahead:.1f} (the test {says}: p = {p:.2g}{of})"
+
+
+def tested(ends: dict[str, list[float]]) -> dict[frozenset[str], float]:
+    """The p of each pair of rows that have two seeds or more: Welch's t-test, with Holm's correction.
+
+    All pairs are counted, since the rows that a sentence is about are chosen by their scores.
+    """
+    from scipy.stats import ttest_ind  # takes a second to import
+
+    several = [name for name, each in ends.items() if len(each) > 1]
+    found = {}
+    for pair in itertools.combinations(several, 2):
+        a, b = (ends[name] for name in pair)
+        if statistics.stdev(a) == statistics.stdev(b) == 0:
+            p = 1.0  # a test needs some spread
+        else:
+            p = float(ttest_ind(a, b, equal_var=False).pvalue)
+        found[frozenset(pair)] = p
+    corrected, least = {}, 0.0
+    for place, pair in enumerate(sorted(found, key=found.__getitem__)):
+        least = max(least, min(1.0, (len(found) - place) * found[pair]))
+        corrected[pair] = least
+    return corrected
 
 
 def cost(runs: dict[str, Lines], first: str, second: str) -> str:
