@@ -296,7 +296,7 @@ def main(settings: Settings) -> Path | None:
         return share
 
     def iteration(step):
-        sigma = 0.0 if known else settings.blur * max(0.0, 1 - step / settings.fade)
+        sigma = settings.blur * max(0.0, 1 - step / settings.fade)
         if learning(D):
             for _ in range(settings.critic_steps - 1):
                 with torch.no_grad():
