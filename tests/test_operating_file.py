@@ -231,8 +231,8 @@ def test_duplicates_are_those_of_pixels_not_of_files(tmp_path, capsys):
         image.save(tmp_path / name)
     image.resize((4, 16)).save(tmp_path / "other-shape.png")
     assert run("inspect", tmp_path) == 0
-    report = capsys.readouterr().out
-    assert "exact duplicates: 2\n  'a.png' = 'b.bmp' = 'c.tif'" in report and "other-shape" not in report
+    same = capsys.readouterr().out.partition("exact duplicates: ")[2]
+    assert same.startswith("2\n  'a.png' = 'b.bmp' = 'c.tif'") and "other-shape" not in same
 
 
 def test_inspect_of_nothing_is_refused(tmp_path, capsys):
