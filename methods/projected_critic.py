@@ -10,13 +10,14 @@ has with them; with --source None it pre-trains. Writes samples and checkpoints 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from transfer.plan import Plan, Split
 from transfer.policies import FrozenNorm, Rescale
 from transfer.settings import (
     Augmentation,
     Batch,
+    Before,
     Count,
     Decay,
     Extractor,
@@ -33,7 +34,7 @@ from transfer.settings import (
 class Settings:
     """Edit these constants, or override any of them on the command line."""
 
-    source: Path | None = Path("pretrained_model/wgan_64.safetensors")  # None: from random numbers
+    source: Path | None = Path("pretrained_model/projected_64.safetensors")  # None: from random numbers
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
     G: Plan = Split(0, 0, 5)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
     D: Plan = Split(2, 0, 3)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
@@ -45,13 +46,14 @@ class Settings:
     iterations: Count = 2_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
     critic_steps: Count = 2  # updates of the critic of pixels before each generator update; of the heads one
-    learning_rate: Positive = 2e-4  # of Adam, for the generator and the heads
+    learning_rate: Positive = 4e-4  # of Adam, for the generator and the heads
     critic_learning_rate: Positive = 2e-4  # of RMSprop, for the critic of pixels
     clip: Positive = 0.01  # the effective kernels of the critic of pixels stay in [-clip, clip]
     lecam: Weight = 0.3  # weight of: each head's scores held to the other side's average (LeCam)
     blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
-    rest: Weight = 0.6  # the heads do not learn from a batch on which they lose less: 1 is knowing nothing
+    rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less on a batch do not learn from it; who
+    # knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
