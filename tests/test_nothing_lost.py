@@ -100,7 +100,7 @@ def test_a_stop_while_scoring_is_at_once_and_the_score_is_made_up_for(faces, sou
     from fid import scores
 
     with monkeypatch.context() as patch:
-        when(patch, scores, "score", 2, ask)
+        when(patch, scores, "score", 3, ask)  # the first is before the first iteration
         with pytest.raises(Stop):
             script.main(settings)
     run = tmp_path / "0001-wgan_64"

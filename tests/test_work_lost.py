@@ -40,13 +40,13 @@ def best(run):
     return [entry["step"] for entry in Checkpoints(run).listed().values() if entry.get("best")]
 
 
-def statistics_of(path, extractor=EXTRACTOR, n=50):
-    values = torch.randn(n, extractor.dimension, dtype=torch.double)
-    statistics.save(path, Gaussian.of(values), extractor)
+def statistics_of(path, extractor=EXTRACTOR, size=64):
+    values = torch.randn(50, extractor.dimension, dtype=torch.double)
+    statistics.save(path, Gaussian.of(values), extractor, size)
     return path
 
 
-@pytest.mark.parametrize("what", ["missing", "one image", "no image", "another extractor", "cut off"])
+@pytest.mark.parametrize("what", ["missing", "one image", "no image", "another extractor", "another size", "cut off"])
 def test_a_reference_that_is_none_is_found_before_anything_is_written(what, scored, tmp_path):
     script, settings = scored
     reference = tmp_path / "reference"
@@ -55,7 +55,8 @@ def test_a_reference_that_is_none_is_found_before_anything_is_written(what, scor
         Image.new("RGB", (64, 64)).save(reference / ("0.png" if what == "one image" else ".hidden.png"))
     elif what != "missing":
         other = replace(EXTRACTOR, name="another") if what == "another extractor" else EXTRACTOR
-        reference = statistics_of(tmp_path / "reference.npz", other)
+        size = None if what == "another size" else 64
+        reference = statistics_of(tmp_path / "reference.npz", other, size)
         if what == "cut off":
             reference.write_bytes(reference.read_bytes()[:200])
     with pytest.raises(UserError, match=str(reference)) as refusal:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transfer import Diverged, NoSpace, UserError, checkpoints
+from transfer import Diverged, NoSpace, UserError, checkpoints, state
 from transfer.folder import Folder, hardware, make_sure_of_space
 from transfer.images import Images, frames, grid, to_uint8
 from transfer.settings import command, complete, description_of, flags, plain, run_of
@@ -117,7 +117,7 @@ class Run:
             "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
             "source": self._source,
             "unreadable": self.images.unreadable,
-            "learning": {name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
+            "learning": state.learning(self.parts),
             "hardware": hardware(self.device),
         }
 
@@ -291,7 +291,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint of this step. Raises Diverged rather than save what is not finite."""
         self._check_networks()
-        state = {
+        content = {
             "version": checkpoints.VERSION,
             "script": self.script.name,
             "settings": plain(self.settings),
@@ -299,25 +299,15 @@ class Run:
             "fingerprint": self.images.fingerprint,
             "source": self._source,
             "step": self.step,
-            "random": {"cpu": torch.get_rng_state()},
-            "optimizers": {},
+            **state.of(self.parts, self.device),
         }
-        if self.device.type == "cuda":
-            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, part in self.parts.items():
-            if isinstance(part, Average):
-                state["ema"] = part.network.state_dict()
-            elif _is_optimizer(part):
-                state["optimizers"][name] = part.state_dict()
-            else:
-                state[name] = part.state_dict()
-        self.checkpoints.save(self.step, state)
+        self.checkpoints.save(self.step, content)
 
     def _resume(self) -> None:
         """Take up the state of the newest whole checkpoint."""
-        path, state = self.checkpoints.newest()
-        self._refuse_others(state)
-        self.step, iterations = state["step"], self.settings.iterations
+        path, found = self.checkpoints.newest()
+        self._refuse_others(found)
+        self.step, iterations = found["step"], self.settings.iterations
         if self.step >= iterations:
             at = "is beyond that already" if self.step > iterations else "is there"
             longer = command(self.script, "--resume", self.folder, "--iterations", 2 * self.step)
@@ -326,73 +316,35 @@ class Run:
             )
         if self.step > iterations:
             return
-        self._load(path, state)
+        state.load(self.parts, found, path, self.device)
         self.files.forget_after(self.step)
         again = description_of(self.folder).get("settings", {}) | {"resume": plain(self.settings)["resume"]}
         if self.step < iterations or again != plain(self.settings):
             self.files.describe_again(self.step, **self._description())
             print(f"going on with {self.folder} after iteration {self.step}")
 
-    def _refuse_others(self, state: dict[str, Any]) -> None:
-        """Raise UserError unless the state is of a run with these settings, images and source."""
+    def _refuse_others(self, found: dict[str, Any]) -> None:
+        """Raise UserError unless the checkpoint is of a run with these settings, images and source."""
         folder, settings = self.folder, self.settings
-        if state.get("script") != self.script.name:
-            raise UserError(f"{folder} is a run of {state.get('script')}: resume it with that script")
-        before, now = complete(type(settings), state.get("settings", {})), plain(settings)
-        fixed = now.keys() - MAY_CHANGE - ({"source"} if state.get("source") else set())
+        if found.get("script") != self.script.name:
+            raise UserError(f"{folder} is a run of {found.get('script')}: resume it with that script")
+        before, now = complete(type(settings), found.get("settings", {})), plain(settings)
+        fixed = now.keys() - MAY_CHANGE - ({"source"} if found.get("source") else set())
         changed = {key: before[key] for key in now if key in fixed and before[key] != now[key]}
         if changed:
             raise UserError(
                 f"{folder} was started with {flags(changed)}, and that cannot change: leave it as it was, or"
                 " start a new run"
             )
-        if state["fingerprint"] != self.images.fingerprint:
+        if found["fingerprint"] != self.images.fingerprint:
             raise UserError(
                 f"{folder} was started on other images than {settings.images}: give those with --images"
             )
-        if state.get("source") not in (None, self._source):
+        if found.get("source") not in (None, self._source):
             raise UserError(
                 f"{folder} was started from another model than {settings.source} (it was"
                 f" {before['source']}): give that with --source"
             )
-
-    def _load(self, path: Path, state: dict[str, Any]) -> None:
-        try:
-            for name, part in self.parts.items():
-                if isinstance(part, Average):
-                    part.network.load_state_dict(state["ema"])
-                elif _is_optimizer(part):
-                    _load_optimizer(part, state["optimizers"][name])
-                else:
-                    part.load_state_dict(state[name])
-            torch.set_rng_state(state["random"]["cpu"])
-        except (KeyError, RuntimeError, ValueError):
-            raise UserError(f"{path} does not fit this script's networks: start a new run") from None
-        has_cuda, had_cuda = self.device.type == "cuda", "cuda" in state["random"]
-        if has_cuda and had_cuda:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-        elif has_cuda or had_cuda:
-            print("the run was on another kind of device: it goes on, but not bit for bit")
-
-
-def _is_optimizer(part: Any) -> bool:
-    return isinstance(part, torch.optim.Optimizer)
-
-
-def _numbers(optimizer: torch.optim.Optimizer) -> int:
-    """How many numbers it teaches."""
-    return sum(tensor.numel() for group in optimizer.param_groups for tensor in group["params"])
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load its state, but for what the device decides: the state may come from another, or another layout."""
-    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        saved["capturable"] = own["capturable"]
-    optimizer.load_state_dict(state)
-    for parameter, own in optimizer.state.items():
-        for name, tensor in own.items():
-            if tensor.shape == parameter.shape:
-                own[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 
 
 def animate(folder: Path) -> None:
