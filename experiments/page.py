@@ -7,17 +7,19 @@ import io
 import statistics
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from experiments import lines
-from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, short
+from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
 from experiments.runs import JUDGES, PICTURES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, scores_by, spent, which
 from experiments.selection import runs as found_runs
 from experiments.tables import TABLES, Row, Table
-from experiments.verdict import answers, verdict
+from experiments.verdict import sentence, verdict, winners, wins
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
 Figure = Callable[[dict[str, Any]], float | None]  # of a run
@@ -205,27 +207,72 @@ def untouched(source: str | None, scores: dict[str, Any]) -> dict[str, Any] | No
     return None
 
 
+def narrow(part: Part, *more: str) -> list[tuple[str, ...]]:
+    """The head and the rows of a part, with few columns: plan, KID by each judge, coverage, and some more."""
+    wanted = [name for name in part.head if name == "" or name.startswith("KID x 1000, ")]
+    places = [part.head.index(name) for name in (*wanted, "coverage", *more)]
+    head, *rows = (tuple(row[place] for place in places) for row in (part.head, *part.rows))
+    return [("plan", *head[1:]), *rows]
+
+
+def headline(parts: list[Part], longest: bool = False) -> Part:
+    """The part that is not folded away: the longest budget with three rows, else the one with most rows."""
+    several = [part for part in parts if longest or len(part.rows) > 2]
+    return several[-1] if several else max(parts, key=lambda part: len(part.rows))
+
+
+def leaderboard(found: list[Section]) -> tuple[Section, list[Section]]:
+    """The league, its rows from the best to the worst, and the other sections."""
+    league = next((each for each in found if each.table.key == "league"), Section(TABLES[-1], []))
+    parts = []
+    for part in league.parts:
+        places = {name: place for place, name in enumerate(ranked(part.runs)[1])}
+        rows = sorted(part.rows, key=lambda row: places.get(row[0], len(places)))
+        parts.append(replace(part, rows=rows))
+    return Section(league.table, parts), [each for each in found if each.table.key != "league"]
+
+
+def said(section: Section, part: Part) -> str:
+    """The verdict on a table: of settings, one for each plan that they were compared under."""
+    if section.table.claim.startswith("Not stated"):
+        return " ".join(winners(section))
+    return sentence(part)
+
+
+def folded(summary: str, text: str) -> str:
+    """Markdown that is opened by a click."""
+    return f"<details><summary>{summary}</summary>\n\n{text.rstrip()}\n\n</details>\n\n"
+
+
+def whole(part: Part) -> str:
+    """Everything that there is to say of a part."""
+    text = f"{part.about}\n\n" + lines.markdown(part.head, part.rows) + "\n"
+    text += " ".join(part.verdict) + "\n\n"
+    return text + (f"Not run yet: {'; '.join(part.absent)}.\n" if part.absent else "")
+
+
 def page() -> str:
     """docs/results.md."""
-    found = sections()
+    league, found = leaderboard(sections())
     text = (
         "# Results\n\nWritten by `python -m experiments report` from `experiments/results.jsonl`; nothing"
-        f" is typed by hand here. [scores.md](scores.md) says what each score means. {NOTE}\n\n"
+        " is typed by hand here. KID x 1000: less is better. [scores.md](scores.md) says what each score"
+        f" means.\n\n{folded('How to read the figures', NOTE)}## Leaderboard\n\n"
     )
-    for question, said in answers(found):
-        text += f"**{question}**\n\n" + "".join(f"- {each}\n" for each in said) + "\n"
-    for section in found:
-        table = section.table
-        text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
+    for section in (league, *found):
+        table, board = section.table, section is league
+        if not board:
+            text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
         if not section.parts:
             text += f"Not run yet: `python -m experiments {table.key}`.\n\n"
+            continue
+        top = headline(section.parts, longest=board)
+        head, *rows = narrow(top, *(["minutes of training"] if board else []), "seeds")
+        text += f"{top.title[:1].upper()}{top.title[1:]}.\n\n{lines.markdown(head, rows)}\n"
+        text += "".join(f"{note}\n\n" for note in top.footnotes)
+        text += f"{wins(top) if board else said(section, top)}\n\n"
         for part in section.parts:
-            text += f"### {part.title}\n\n{part.about}\n\n"
-            text += lines.markdown(part.head, part.rows) + "\n"
-            text += "".join(f"{note}\n\n" for note in part.footnotes)
-            text += " ".join(part.verdict) + "\n\n"
-            if part.absent:
-                text += f"Not run yet: {'; '.join(part.absent)}.\n\n"
+            text += folded(f"All scores after {part.title}", whole(part))
     return text + clips() + scale() + copies() + going_on()
 
 
@@ -234,7 +281,8 @@ def clips() -> str:
     old, today = lines.read("superseded"), lines.read("run")
     rules, body, shown = list(dict.fromkeys(line["clip"] for line in old)), [], []
     for title, row in [(table.title, row) for table in TABLES for row in table.rows]:
-        for much in dict.fromkeys(spent(row, line).much for line in lines_of(row, old)):
+        budgets = sorted((spent(row, line).count, spent(row, line).much) for line in lines_of(row, old))
+        for much in dict.fromkeys(much for _, much in budgets):
             before = [line for line in lines_of(row, old) if spent(row, line).much == much]
             if before in shown:
                 continue
@@ -255,8 +303,10 @@ def clips() -> str:
         "## The clip of a modulated critic\n\nThe critic's effective kernel must stay in the clip, and three"
         " rules have kept it there ([decisions.md](decisions.md)). Runs with the earlier ones stand in no"
         " other table. KID x 1000 at the end, with the number of seeds.\n\n"
-        + lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body)
-        + "\n"
+        + folded(
+            "The scores",
+            lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body),
+        )
     )
 
 
@@ -289,7 +339,8 @@ def scale() -> str:
     machines = sorted({line["hardware"] for line in found})
     return (
         "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
-        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n"
+        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n"
+        + folded("The scores", text)
     )
 
 
@@ -319,8 +370,7 @@ def copies() -> str:
         f" `copies` reports of {first['training']} training images that were changed, and of {first['new']}"
         f" new images changed likewise, set by {first['others']:,} held-out images ({first['images']},"
         f" {first['reference']}; {first['hardware']}).\n\n"
-        + lines.markdown(("change", "of training images", "of new images"), shares)
-        + "\n"
+        + folded("The shares", lines.markdown(("change", "of training images", "of new images"), shares))
     )
 
 
@@ -373,10 +423,32 @@ def curves(runs: dict[str, Lines]) -> str:
     return data_url(file.getvalue(), "svg+xml")
 
 
-def strips(runs: dict[str, Lines]) -> dict[str, str]:
-    """The kept grids of each row's first run."""
-    files = {name: PICTURES / f"{each[0]['run']}.webp" for name, each in runs.items()}
-    return {name: data_url(file.read_bytes(), "webp") for name, file in files.items() if file.exists()}
+def strips(parts: list[Part]) -> dict[tuple[str, str], str]:
+    """The name of each row's picture, by the part's title and the row; and under ("", name) the picture.
+
+    It is the row's first run at the part's budget: eight latents, the same for all rows.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for part in parts:
+        for row, each in part.runs.items():
+            run = min(each, key=lambda run: run["settings"]["seed"])
+            file, place = PICTURES / f"{run['run']}.webp", len(run["scores"])
+            if file.exists():
+                name = f"{run['run']}-{place}"
+                found[part.title, row] = name
+                if ("", name) not in found:
+                    found["", name] = data_url(strip_of(file, place), "webp")
+    return found
+
+
+def strip_of(file: Path, place: int, columns: int = 8, tile: int = 64) -> bytes:
+    """A row of a kept picture: the same latents at one of its iterations."""
+    with Image.open(file) as image:
+        top = min(place * tile, image.height - tile)
+        row = image.convert("RGB").crop((0, top, columns * tile, top + tile))
+    held = io.BytesIO()
+    row.save(held, "WEBP", quality=75)
+    return held.getvalue()
 
 
 def html() -> str:
@@ -389,10 +461,16 @@ def html() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found = sections()
-    return environment.get_template("report.html.jinja").render(
-        note=NOTE, sections=found, answers=answers(found), curves=curves, strips=strips
-    )
+    league, others = leaderboard(sections())
+    shown = []
+    for section in (league, *others):
+        board = section is league
+        top = headline(section.parts, longest=board) if section.parts else None
+        table = narrow(top, *(["minutes of training"] if board else []), "seeds") if top else []
+        verdict = (wins(top) if board else said(section, top)) if top else ""
+        shown.append((section, top, table, verdict, curves(top.runs) if top and board else ""))
+    pictures = strips([top for _, top, *_ in shown if top])
+    return environment.get_template("report.html.jinja").render(note=NOTE, shown=shown, pictures=pictures)
 
 
 def write() -> None:

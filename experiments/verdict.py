@@ -21,7 +21,7 @@ def verdict(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | No
     ends, ours = ranked(runs)
     if not ours:
         return []
-    text = [f"By KID x 1000 at the end: {'; '.join(f'{name} ({mean(ends[name])})' for name in ours)}."]
+    text = []
     if source:
         better = sum(statistics.mean(each) < merit(source) for each in ends.values())
         text.append(f"{better} of {len(ours)} are better than the source itself ({merit(source):.1f}).")
@@ -106,73 +106,37 @@ def overfitting(runs: Lines) -> str:
     return f"{len(early)} of {len(worse)} runs had a better score before their end{much}."
 
 
-def answers(found: list[Section]) -> list[tuple[str, list[str]]]:
-    """What the dissertation makes one ask, and what the tables answer, budget by budget."""
-    parts = {section.table.key: section.parts for section in found}
-    alone, league, scratch = (parts.get(key, []) for key in ("table_11", "league", "from_scratch"))
-    defaults = ("table_2", "frozen_norm", "learning_rate", "batch_size", "moving_average", "optimizer")
-    result = {
-        "Does D(1,2,2), G(1,2,2) win, as in the dissertation?": stands(alone, "wgan_64_transferlearning"),
-        "Does scale and shift everywhere lose, as in the dissertation?": stands(alone, "wgan_64_scale_shift"),
-        "What wins, and is it ahead of fine-tuning and of training from scratch?": wins(league, scratch),
-        "Where is the best iteration, and does every method overfit after it?": peaks(league, scratch),
-        "What do the scripts' defaults rest on?": [
-            said for section in found if section.table.key in defaults for said in winners(section)
-        ],
-    }
-    return [(question, said) for question, said in result.items() if said]
+def sentence(part: Part) -> str:
+    """The place of the dissertation's best row in a table, or else which row is first, in one sentence."""
+    ends, ours = ranked(part.runs)
+    if len(ours) < 2:
+        return ""
+    published = {row.name: row.published for row in part.plans if row.published and row.name in ours}
+    own = min(published, key=published.__getitem__) if len(published) > 1 else ours[0]
+    first = ours[0] == own
+    other = ours[1] if first else ours[0]
+    place = "first" if first else f"number {ours.index(own) + 1}"
+    by = lead(ends, own, other) if first else lead(ends, other, own)
+    return (
+        f"After {part.title} {own} is {place} of {len(ours)} ({mean(ends[own])}),"
+        f" {'ahead of' if first else 'behind'} {other} ({mean(ends[other])}) {by}."
+    )
 
 
-def stands(parts: list[Part], script: str) -> list[str]:
-    """The place of a script's row in the table of each budget."""
-    said = []
-    for part in parts:
-        ends, ours = ranked(part.runs)
-        for own in set(rows_of(part, script)) & set(ours) if len(ours) > 1 else ():
-            first = ours[0] == own
-            other = ours[1] if first else ours[0]
-            place = "first" if first else f"number {ours.index(own) + 1}"
-            by = lead(ends, own, other) if first else lead(ends, other, own)
-            said.append(
-                f"After {part.title} it is {place} of {len(ours)} ({mean(ends[own])}),"
-                f" {'ahead of' if first else 'behind'} {other} ({mean(ends[other])}) {by}."
-            )
-    return said
-
-
-def wins(league: list[Part], scratch: list[Part]) -> list[str]:
-    """The first of each budget, beside fine-tuning and the best training from scratch."""
-    said = []
-    for part in league:
-        runs = part.runs | from_scratch(part, scratch)
-        ends, ours = ranked(runs)
-        if not ours:
-            continue
-        first, *behind = ours
-        without_source = [name for name in behind if name not in part.runs]
-        rivals = [name for name in rows_of(part, "wgan_64_finetune") if name in behind] + without_source[:1]
-        leads = [f"{name} ({mean(ends[name])}) {lead(ends, first, name)}" for name in rivals]
-        if leads:
-            said.append(
-                f"After {part.title} {first} is first of {len(ours)} ({mean(ends[first])}), ahead of"
-                f" {'; and of '.join(leads)}. {by_precision(runs)}"
-            )
-    return said
-
-
-def peaks(league: list[Part], scratch: list[Part]) -> list[str]:
-    """Where the rows of the longest budget have their best score, and what is lost after it."""
-    if not league:
-        return []
-    runs = league[-1].runs | from_scratch(league[-1], scratch)
-    steps = [
-        f"{mean(by_seed(each, lambda run: (best(run) or {}).get('step')), 0)} ({name})"
-        for name, each in runs.items()
+def wins(part: Part) -> str:
+    """The first of the leaderboard, beside fine-tuning and the best from scratch, in one sentence."""
+    ends, ours = ranked(part.runs)
+    if not ours:
+        return ""
+    first, *behind = ours
+    scripts = {row.name: row.script for row in part.plans}
+    rivals = [
+        next((name for name in behind if scripts[name] == script), None)
+        for script in ("wgan_64_finetune", "wgan_64")
     ]
-    every = [run for each in runs.values() for run in each]
-    return [
-        f"Within {league[-1].title} the best score came at iteration {'; '.join(steps)}. {overfitting(every)}"
-    ]
+    leads = [f"{name} ({mean(ends[name])}) {lead(ends, first, name)}" for name in rivals if name]
+    beside = f", ahead of {' and of '.join(leads)}" if leads else ""
+    return f"After {part.title} {first} is first of {len(ours)} ({mean(ends[first])}){beside}."
 
 
 def winners(section: Section) -> list[str]:
@@ -185,24 +149,6 @@ def winners(section: Section) -> list[str]:
             ends, ours = ranked({name: part.runs[name] for name in rows if name in part.runs})
             if len(ours) > 1:
                 first, second = (f"{name} ({mean(ends[name])})" for name in ours[:2])
-                said.append(
-                    f"{section.table.title}: after {part.title} {first} leads {second}"
-                    f" {lead(ends, *ours[:2])}."
-                )
+                said.append(f"After {part.title} {first} leads {second} {lead(ends, *ours[:2])}.")
                 break
     return said
-
-
-def rows_of(part: Part, script: str) -> list[str]:
-    """The rows of a table that are a script's."""
-    return [row.name for row in part.plans if row.script == script]
-
-
-def from_scratch(part: Part, others: list[Part]) -> dict[str, Lines]:
-    """The runs without a source that had a table's budget."""
-    return {
-        name: other.runs[name]
-        for other in others
-        if other.budget == part.budget
-        for name in rows_of(other, "wgan_64")
-    }
