@@ -46,7 +46,9 @@ def statistics_of(path, extractor=EXTRACTOR, size=64):
     return path
 
 
-@pytest.mark.parametrize("what", ["missing", "one image", "no image", "another extractor", "another size", "cut off"])
+@pytest.mark.parametrize(
+    "what", ["missing", "one image", "no image", "another extractor", "another size", "cut off"]
+)
 def test_a_reference_that_is_none_is_found_before_anything_is_written(what, scored, tmp_path):
     script, settings = scored
     reference = tmp_path / "reference"
