@@ -163,7 +163,7 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
         assert (
             f"| {row.name} | {value} | – |" in page and f"| {row.name} | {row.published} | {value} |" in page
         )
-        assert f"<td>{value}</td>" in html
+        assert f'data-head="KID x 1000, Lite0">{value}</td>' in html
     assert html.count("data:image/webp") == 2 and "http" not in html
 
 
