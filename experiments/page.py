@@ -180,7 +180,8 @@ def sections() -> list[Section]:
                 Part(
                     title=budget.much,
                     about=f"{about} ({budget.images}), {held_out};"
-                    f" {f'from {budget.source}' if budget.source else 'from scratch'}, on {where}.{beside}",
+                    f" {f'from {budget.source} unless a row says otherwise, ' if budget.source else ''}on"
+                    f" {where}.{beside}",
                     head=tuple(shown),
                     rows=[tuple(cell(row, runs[row.name]) for cell in shown.values()) for row in rows],
                     footnotes=footnotes(every),
@@ -278,7 +279,8 @@ def page() -> str:
 
 def clips() -> str:
     """The runs with the clip's earlier rules for a modulated kernel, beside those with today's."""
-    old, today = lines.read("superseded"), lines.read("run")
+    old = [line for line in lines.read("superseded") if "clip" in line]
+    today = lines.read("run")
     rules, body, shown = list(dict.fromkeys(line["clip"] for line in old)), [], []
     for title, row in [(table.title, row) for table in TABLES for row in table.rows]:
         budgets = sorted((spent(row, line).count, spent(row, line).much) for line in lines_of(row, old))

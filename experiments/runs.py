@@ -27,9 +27,9 @@ from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.drawing import script as module
 from transfer.engine import choose_device
-from transfer.folder import LATEST, versions
+from transfer.folder import versions
 from transfer.images import Images
-from transfer.settings import Extractor, complete, plain, unsaid
+from transfer.settings import LATEST, Extractor, complete, plain, unsaid
 from transfer.shared import Source
 
 ROOT = Path(__file__).parents[1]

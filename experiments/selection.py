@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments import lines
-from experiments.runs import IGNORED, chosen, judge, module, seen_by, told
+from experiments.runs import IGNORED, chosen, judge, module, seen_by, told, version
 from experiments.tables import Row, Table
 from transfer.settings import plain
 
@@ -21,7 +21,7 @@ class Spent:
 
     Attributes:
         count: iterations of batches, or images where batch_size is None.
-        source: None from scratch.
+        source: None from scratch, and where the row has one of its own.
     """
 
     count: int
@@ -64,8 +64,10 @@ def scores_by(line: dict[str, Any], name: str) -> Lines:
 def lines_of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
     fields = plain(module(row.script).Settings(**chosen(row)))
-    unsaid = IGNORED | UNSAID | ({"batch_size"} - row.settings.keys())  # the budget's, or the row's own
+    unsaid = IGNORED | ((UNSAID | {"batch_size"}) - row.settings.keys())  # the budget's, or the row's own
     wanted = {key: value for key, value in fields.items() if key not in unsaid}
+    if "source" in wanted:
+        wanted["source"] = version(row.settings["source"])
     return [line for line in found if line["script"] == row.script and _agrees(line, wanted)]
 
 
@@ -117,7 +119,8 @@ def spent(row: Row, line: dict[str, Any]) -> Spent:
     count, batch_size = settings["iterations"], settings["batch_size"]
     if "batch_size" in row.settings:
         count, batch_size = count * batch_size, None
-    return Spent(count, batch_size, *(settings.get(key) for key in ("images", "reference", "source")))
+    source = None if "source" in row.settings else settings.get("source")  # a row that says it beside others
+    return Spent(count, batch_size, settings.get("images"), settings.get("reference"), source)
 
 
 def _agrees(line: dict[str, Any], wanted: dict[str, Any]) -> bool:

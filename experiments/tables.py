@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transfer.plan import Named, Split
@@ -241,6 +242,22 @@ def regularised(name: str, **settings: float) -> Row:
     return Row(named(FINETUNED, FINETUNED, name), "wgan_64_regularised", {**EVERYTHING, **settings})
 
 
+# The source that a critic that sees has trained, and the one that the six scripts start from, each with both
+# critics.
+SEEN, FIRST = (Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan"))
+SEES = tuple(
+    Row(
+        f"G(0,0,5) D(2,0,3), {title} from {source.stem}",
+        script,
+        {"G": Split(0, 0, 5), "D": Split(2, 0, 3), "frozen_norm": "source", "source": source},
+    )
+    for script, title, source in (
+        ("projected_critic", "a critic that sees,", SEEN),
+        ("projected_critic", "a critic that sees,", FIRST),
+        ("wgan_64_freeze_layers", "source's statistics,", SEEN),
+    )
+)
+
 LEAGUE = Table(
     "league",
     "The methods of chapter 2",
@@ -275,7 +292,7 @@ LEAGUE = Table(
         Row("G(0,5,0), latent optimization (BSA)", "generative_latent_optimization"),
         Row("Mind2Mind", "mind2mind", {"autoencoder": 100}),
         Row("G(5,0,0) D(0,0,5), MineGAN", "minegan"),
-        Row("G(0,0,5) D(0,0,5), a critic that sees", "projected_critic", {"frozen_norm": "source"}),
+        *SEES,
         *(row for row in FROM_SCRATCH.rows if row.script == "wgan_64"),
     ),
 )
