@@ -18,7 +18,7 @@ from scipy.stats import ttest_ind
 import wgan_64
 import wgan_64_transferlearning
 from experiments import __main__ as commands
-from experiments import judge, lines, selection, strip, tables, verdict
+from experiments import judge, lines, report, selection, strip, tables, verdict
 from experiments import page as pages
 from experiments import runs as runs_
 from experiments.runs import Budget
@@ -117,7 +117,7 @@ BY = "{}-1280-bicubic"  # how an extractor is called in scores
 def table(tmp_path, monkeypatch, faces, source):
     """A table of two plans that takes a blink, and its budget; results and pictures go to a folder."""
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
-    for module in (runs_, pages):
+    for module in (runs_, report):
         monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(record, "SCORED", 16)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
@@ -143,7 +143,7 @@ def table(tmp_path, monkeypatch, faces, source):
 
 def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     table, budget = table
-    assert "Not run yet" in pages.page() and "Not run yet" in pages.html()
+    assert "Not run yet" in pages.page() and "Not run yet" in report.html()
     runs_.make([table, table], replace(budget, dry_run=True))
     assert "2 runs are missing" in capsys.readouterr().out and not lines.read("run")
     runs_.make([table, table], budget)
@@ -157,13 +157,13 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     assert len(lines.read("run")) == 2, "what has been made is not made again"
     assert not runs_.missing([table], replace(budget, iterations=1)), "a shorter run is part of a longer one"
     assert len(runs_.missing([table], replace(budget, iterations=3))) == 2
-    page, html = pages.page(), pages.html()
+    page, html = pages.page(), report.html()
     for row in table.rows:
         value = judge.mean([judge.final(next(iter(selection.lines_of(row, found))))])
         assert (
             f"| {row.name} | {value} | – |" in page and f"| {row.name} | {row.published} | {value} |" in page
         )
-        assert f"<td>{value}</td>" in html
+        assert f'data-head="KID x 1000, Lite0">{value}</td>' in html
     assert html.count("data:image/webp") == 2 and "http" not in html
 
 
