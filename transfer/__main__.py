@@ -1,9 +1,12 @@
-"""What a run has trained, for other people: whole, or what a target domain adds to its source.
+"""What to do with a run that has trained: draw from it, and give it to other people.
 
+    python -m transfer draw target_domain/0001-wgan_64_finetune-G005-D005 --count 1000 --to drawn
+    python -m transfer draw pretrained_model/wgan_64.safetensors --grid faces.png --walk faces.webp
     python -m transfer share source_domain/0001-wgan_64 pretrained_model/wgan_64.safetensors
     python -m transfer adapter target_domain/0001-wgan_64_scale_shift-G050-D050 cartoon.safetensors
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
 
+draw writes images as PNG files to a folder, as one grid, or as an animation that walks from latent to latent.
 share writes one safetensors file of the newest checkpoint, with a card and a grid: G and its moving average
 in half precision and D in full (a rounded 0.01 would be over the clip). The card, beside it as .md, says what
 the run's folder knows: settings, iterations, hardware, time and data; the grid, as .png, is the run's last
@@ -11,19 +14,119 @@ one. adapter writes only the tensors that the source has not, and apply adds tho
 source again.
 """
 
+import io
+import itertools
 import json
+import math
 import shutil
+import sys
 from pathlib import Path
 
+import torch
 import tyro
+from PIL import Image
 from tyro.conf import Positional
 
-from transfer import UserError, shared
+from transfer import UserError, checkpoints, drawing, shared
 from transfer.adapters import Adapter, applied
 from transfer.checkpoints import Checkpoints
-from transfer.settings import user_errors
+from transfer.engine import choose_device
+from transfer.images import grid as grid_of
+from transfer.settings import Bound, user_errors
+from transfer.shared import Source
 
 SOURCE = Path("pretrained_model/wgan_64.safetensors")
+DRAWN = 64  # images, unless count says otherwise
+WALKED, STEPS, PAUSE = 8, 16, 60  # a walk's latents, its images from each to the next, ms for an image
+
+
+def draw(
+    model: Positional[Path],
+    to: Path | None = None,
+    grid: Path | None = None,
+    walk: Path | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    truncate: float = 1.0,
+    latents: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Draw images from a model, to a folder, as a grid, as a walk, or several of these.
+
+    Args:
+        model: a run's folder (its newest checkpoint), a checkpoint or a .safetensors file.
+        to: a new or empty folder, for count PNG files.
+        grid: a picture to write, of all the images side by side.
+        walk: an animation to write (.webp, .gif or .png), from each of the first 8 latents to the next.
+        count: how many images; 64, or as many as the latents file holds.
+        seed: of the latents; the same seed draws the same images.
+        truncate: the latents are multiplied by it. Below 1 the images are softer and more alike; far below,
+            they fade.
+        latents: a .npy or .safetensors file of latents (N, latent), to draw the same ones from several
+            models. Where it does not exist yet, this seed's latents are written to it.
+        device: cuda where there is a GPU, else cpu.
+
+    Raises:
+        UserError: when there is nothing to draw from, or nowhere to draw to.
+    """
+    for name, value, bound in (
+        ("count", DRAWN if count is None else count, Bound("at least 1", 1)),
+        ("seed", seed, Bound("a number from 0 to 2^64 - 1", 0, 2**64)),
+        ("truncate", truncate, Bound("a number above 0, such as 0.7", sys.float_info.min)),
+    ):
+        if not bound.holds(value):
+            raise UserError(f"{name} is {value}: give {bound.sentence}")
+    if to is None and grid is None and walk is None:
+        raise UserError("there is nowhere to draw to: give --to FOLDER, --grid FILE.png or --walk FILE.webp")
+    _check_name(grid, ".png", ".jpg", ".webp"), _check_name(walk, ".webp", ".gif", ".png")
+    if latents is not None and not latents.exists():
+        _check_name(latents, ".npy", ".safetensors")
+    source, where = Source.read(model), choose_device(device)
+    z = _latents(source, latents, count, seed)
+
+    def images(z: torch.Tensor) -> itertools.chain[torch.Tensor]:
+        return itertools.chain.from_iterable(drawing.stream(source, z * truncate, where))
+
+    if to is not None:
+        drawing.keep(images(z), to, len(z))
+        print(f"{len(z):,} images are in {to}")
+    if grid is not None:
+        _write_picture(grid, [grid_of(torch.stack([*images(z)]), math.ceil(math.sqrt(len(z))))])
+    if walk is not None:
+        if len(z) < 2:
+            raise UserError("a walk needs two latents to go between: give a count of at least 2")
+        way = images(drawing.walk(z[:WALKED], STEPS))
+        _write_picture(walk, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in way])
+
+
+def _latents(source: Source, file: Path | None, count: int | None, seed: int) -> torch.Tensor:
+    """The latents (count, latent) of a file, or of a seed, which are then written to the file."""
+    if file is None or not file.exists():
+        z = drawing.latents(source, count or DRAWN, seed)
+        if file is not None:
+            _write(file, drawing.latents_as_bytes(z, file.suffix))
+            print(f"the {len(z):,} latents are in {file}")
+        return z
+    z = drawing.read_latents(file)
+    if count is not None and count > len(z):
+        raise UserError(f"{file} holds {len(z):,} latents: give a count of at most that, or leave it out")
+    return z[:count]
+
+
+def _write_picture(file: Path, pictures: list[Image.Image]) -> None:
+    data, (first, *rest) = io.BytesIO(), pictures
+    more = {"save_all": True, "append_images": rest, "duration": PAUSE, "loop": 0} if rest else {}
+    first.save(data, Image.registered_extensions()[file.suffix], quality=90, **more)
+    _write(file, data.getvalue())
+    print(f"{file} is written")
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file.parent} cannot be made ({error.strerror}): give another name") from None
+    checkpoints.write(file, lambda handle: handle.write(data))
 
 
 def share(run: Positional[Path], file: Positional[Path]) -> None:
@@ -91,9 +194,13 @@ def apply(
     shared.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
 
 
-def _check_name(file: Path) -> None:
-    if file.suffix != ".safetensors":
-        raise UserError(f"{file} does not end in .safetensors: give a name that does")
+def _check_name(file: Path | None, *endings: str) -> None:
+    """Refuse a file to be written whose name ends otherwise, or that is there already."""
+    endings = endings or (".safetensors",)
+    if file is not None and file.suffix not in endings:
+        raise UserError(f"{file} does not end in {' or '.join(endings)}: give a name that does")
+    if file is not None and file.exists():
+        raise UserError(f"{file} is there already, and stays: give another name, or remove it first")
 
 
 def seconds(run: Path, step: int) -> float:
@@ -129,6 +236,7 @@ def page(file: Path, card: dict) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "python -m transfer"
     with user_errors():
-        commands = {"share": share, "adapter": adapter, "apply": apply}
+        commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply}
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, prog="python -m transfer")
