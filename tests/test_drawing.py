@@ -176,7 +176,7 @@ def test_the_steps_of_a_walk_are_an_arc_through_its_latents():
     angles = torch.cosine_similarity(way[0, :-1], way[0, 1:]).acos()
     assert angles.max() < 1.3 * angles.min(), "steps of nearly the same angle"
     for same in (torch.ones(2, 5), torch.tensor([[1.0], [-1.0]])):
-        assert torch.isfinite(drawing.walk(same, 4)).all()
+        assert drawing.walk(same, 4).abs().max() < 1.01
 
 
 @pytest.mark.parametrize("ending", [".npy", ".safetensors"])

@@ -7,8 +7,9 @@ import torch
 from safetensors import safe_open
 
 from tests.runs import tiny
-from transfer import UserError, shared
-from transfer.__main__ import seconds, share
+from transfer import UserError, checkpoints, shared
+from transfer.__main__ import adapter, draw, seconds, share
+from transfer.adapters import Adapter
 from transfer.checkpoints import Checkpoints
 
 
@@ -57,3 +58,43 @@ def test_a_run_that_was_stopped_between_two_grids_shares_the_last(run, tmp_path)
     finally:
         grid.write_bytes(content)
     assert (tmp_path / "mine.png").read_bytes() == before
+
+
+def test_the_newest_the_best_or_a_given_checkpoint_is_shared_drawn_and_scored(faces, source, tmp_path):
+    script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=3, save_every=1)
+    run = script.main(settings)
+    kept = Checkpoints(run)
+    second, state = kept.folder / "000002.pt", checkpoints.load(kept.folder / "000002.pt")
+    kept.save(2, state, best=True)
+    ways = {"newest": (run, False, 3), "best": (run, True, 2), "given": (second, False, 2)}
+    for name, (model, best, step) in ways.items():
+        expected = kept.newest()[1] if step == 3 else state
+        share(model, tmp_path / f"{name}.safetensors", best)
+        adapter(model, tmp_path / f"{name}-adapter.safetensors", best)
+        with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["card"])["iterations"] == step
+            assert torch.equal(file.get_tensor("D.conv5.weight"), expected["D"]["conv5.weight"])
+        assert Adapter.read(tmp_path / f"{name}-adapter.safetensors").card["iterations"] == step
+        for read in (
+            shared.Source.read(model, best),
+            Adapter.of(model, best).as_model(shared.Source.read(source)),
+        ):
+            assert read.settings["iterations"] == 3
+        assert torch.equal(
+            shared.Source.read(model, best).generator["conv1.weight"], expected["ema"]["conv1.weight"]
+        )
+        draw(model, to=tmp_path / name, count=2, best=best)
+    pictures = {name: (tmp_path / name / "000000.png").read_bytes() for name in ways}
+    assert pictures["best"] == pictures["given"] != pictures["newest"]
+
+
+def test_a_source_that_was_moved_is_given_anew(faces, source, tmp_path):
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(source.read_bytes())
+    script, settings = tiny("wgan_64_transferlearning", faces, moved, tmp_path, iterations=1)
+    run = script.main(settings)
+    moved.unlink()
+    with pytest.raises(UserError, match="moved.safetensors, the run's source, is not there: give --source"):
+        adapter(run, tmp_path / "own.safetensors")
+    adapter(run, tmp_path / "own.safetensors", source=source)
+    assert Adapter.read(tmp_path / "own.safetensors").networks["D"]

@@ -21,6 +21,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -29,7 +30,6 @@ from tyro.conf import Positional
 
 from transfer import UserError, checkpoints, drawing, shared
 from transfer.adapters import Adapter, applied
-from transfer.checkpoints import Checkpoints
 from transfer.engine import choose_device
 from transfer.images import grid as grid_of
 from transfer.settings import Bound, user_errors
@@ -37,6 +37,7 @@ from transfer.shared import Source
 
 SOURCE = Path("pretrained_model/wgan_64.safetensors")
 DRAWN = 64  # images, unless count says otherwise
+NOT_TOLD = ("out", "resume", "dry_run")  # settings that say nothing of a model
 WALKED, STEPS, PAUSE = 8, 16, 60  # a walk's latents, its images from each to the next, ms for an image
 
 
@@ -49,6 +50,7 @@ def draw(
     seed: int = 0,
     truncate: float = 1.0,
     latents: Path | None = None,
+    best: bool = False,
     device: str | None = None,
 ) -> None:
     """Draw images from a model, to a folder, as a grid, as a walk, or several of these.
@@ -64,6 +66,7 @@ def draw(
             they fade.
         latents: a .npy or .safetensors file of latents (N, latent), to draw the same ones from several
             models. Where it does not exist yet, this seed's latents are written to it.
+        best: the run's checkpoint with the best score, not its newest.
         device: cuda where there is a GPU, else cpu.
 
     Raises:
@@ -81,7 +84,7 @@ def draw(
     _check_name(grid, ".png", ".jpg", ".webp"), _check_name(walk, ".webp", ".gif", ".png")
     if latents is not None and not latents.exists():
         _check_name(latents, ".npy", ".safetensors")
-    source, where = Source.read(model), choose_device(device)
+    source, where = Source.read(model, best), choose_device(device)
     z = _latents(source, latents, count, seed)
 
     def images(z: torch.Tensor) -> itertools.chain[torch.Tensor]:
@@ -129,39 +132,57 @@ def _write(file: Path, data: bytes) -> None:
     checkpoints.write(file, lambda handle: handle.write(data))
 
 
-def share(run: Positional[Path], file: Positional[Path]) -> None:
-    """Write FILE.safetensors, FILE.md and FILE.png from the run's newest checkpoint.
+def share(run: Positional[Path], file: Positional[Path], best: bool = False) -> None:
+    """Write FILE.safetensors, FILE.md and FILE.png from a checkpoint.
+
+    Args:
+        run: a run's folder (its newest checkpoint), or a checkpoint.
+        file: the file to write.
+        best: the run's checkpoint with the best score, not its newest.
 
     Raises:
         UserError: when the run has no checkpoint, or the file's name has another ending.
     """
     _check_name(file)
-    _, state = Checkpoints(run).newest()
-    description = json.loads((run / "settings.json").read_text())
+    path, state = checkpoints.of_run(run, best)
+    folder = path.parent.parent
     card = {
         "script": state["script"],
         "iterations": state["step"],
-        "seconds": round(seconds(run, state["step"])),
+        "seconds": round(seconds(folder, state["step"])),
         "arguments": state.get("arguments", {}),
-        **{key: description[key] for key in ("hardware", "versions", "images", "settings")},
+        "settings": {key: value for key, value in state["settings"].items() if key not in NOT_TOLD},
+        **_described(folder),
     }
-    for key in ("out", "resume", "dry_run"):
-        del card["settings"][key]
     file.parent.mkdir(parents=True, exist_ok=True)
     shared.share(file, state, card, half=("G", "ema"))
-    grids = sorted(path for path in (run / "samples").glob("*.png") if int(path.stem) <= state["step"])
+    grids = sorted(path for path in (folder / "samples").glob("*.png") if int(path.stem) <= state["step"])
     shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
     file.with_suffix(".md").write_text(page(file, card))
 
 
-def adapter(run: Positional[Path], file: Positional[Path]) -> None:
-    """Write the tensors of RUN's newest checkpoint that its source has not to FILE.safetensors.
+def _described(folder: Path) -> dict[str, Any]:
+    """What a run's settings.json says beside the settings."""
+    description = json.loads((folder / "settings.json").read_text())
+    return {key: description[key] for key in ("hardware", "versions", "images")}
+
+
+def adapter(
+    run: Positional[Path], file: Positional[Path], best: bool = False, source: Path | None = None
+) -> None:
+    """Write the tensors of a checkpoint that its run's source has not to FILE.safetensors.
+
+    Args:
+        run: a run's folder (its newest checkpoint), or a checkpoint.
+        file: the file to write.
+        best: the run's checkpoint with the best score, not its newest.
+        source: where the run's source is, if not where it was when the run began.
 
     Raises:
         UserError: when the run has no checkpoint or no source, or the file's name has another ending.
     """
     _check_name(file)
-    own = Adapter.of(run)
+    own = Adapter.of(run, best, source)
     own.write(file)
     numbers = sum(tensor.numel() for tensors in own.networks.values() for tensor in tensors.values())
     print(f"{numbers:,} numbers, {file.stat().st_size / 1e6:.1f} MB, are in {file}")

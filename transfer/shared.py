@@ -63,17 +63,17 @@ class Source:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Source:
-        """Read a shared file, a run's checkpoint, or a run's folder (its newest checkpoint).
+    def read(cls, path: Path, best: bool = False) -> Source:
+        """Read a shared file, a run's checkpoint, or a run's folder: its newest checkpoint, or its best one.
 
         Raises:
             UserError: when path is none of these, or holds no generator of this project.
         """
         path = Path(path)
-        if path.is_dir():
-            path, found = checkpoints.Checkpoints(path).newest()
+        if path.suffix == ".safetensors" and not path.is_dir() and not best:
+            found = _read_shared(path)
         else:
-            found = _read_shared(path) if path.suffix == ".safetensors" else checkpoints.load(path)
+            path, found = checkpoints.find(path, best)
         if not found.get("ema"):
             raise UserError(
                 f"{path} lacks ema, the averaged generator: give a model such as"
