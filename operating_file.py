@@ -2,6 +2,7 @@
 
     python operating_file.py select SOURCE TARGET --count 96   draw images, as 64x64 PNG, to a new folder
     python operating_file.py inspect PATH                      sizes, modes, formats, unreadable, duplicates
+    python operating_file.py preview PATH --augment slight     a picture of what the critic is shown
     python operating_file.py clear target_domain               show what would go; with --yes it goes
 
 Where faces come from, one line each:
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import random
@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from transfer import UserError
-from transfer.settings import user_errors
+from transfer.reading import Box, Unreadable, decode, doubts, find, square
+from transfer.settings import Augmentation, registry, user_errors
 
-Box = tuple[int, int, int, int]
 FACE = (15, 40, 163, 188)  # in CelebA's aligned images of 178 x 218 pixels
+SIDE = 64  # pixels, of what the scripts train on
 SHOWN = 10  # lines of a list before "and N more"
 
 # ----------------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def select(
     /,
     count: int | None = None,
     seed: int = 0,
-    size: int = 64,
+    size: int = SIDE,
     box: Box | None = None,
 ) -> None:
     """Draw images without replacement, and write the middle square of each as PNG to a new folder.
@@ -60,18 +61,19 @@ def select(
         size: side of the PNG files in pixels; resized with antialiasing.
         box: cut each image to this first: left, upper, right and lower edge in pixels.
     """
-    for name, value, least in (("count", count, 1), ("size", size, 1), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}: give at least {least}")
+    _check(("count", count, 1), ("size", size, 1), ("seed", seed, 0))
     if box and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise UserError(f"--box {' '.join(map(str, box))} is empty: give left, upper, right and lower edge")
     target = _new(target)
-    from transfer.images import find  # after the checks: it loads torch
-
-    files = find(source)
+    files = []
+    for file in find(source):
+        if file.refused:
+            print(f"skipped {file.name!r}: {file.refused}")
+        else:
+            files.append(file)
     if (count or 0) > len(files):
         raise UserError(
-            f"{source} holds {len(files)} images: give a --count of at most that, or another source"
+            f"{source} holds {len(files)} files: give a --count of at most that, or another source"
         )
     drawn = files if count is None else random.Random(seed).sample(files, len(files))
     try:
@@ -81,14 +83,21 @@ def select(
             folder.mkdir()
             written = _write(drawn, folder, count or len(files), size, box)
             if written < (count or 1):
-                found = f"{written} of the {len(files)} images in {source} can be used"
-                raise UserError(f"{found}, not {count or 1}: give a smaller --count or another source")
+                usable = f"{written} of the {len(files)} files in {source} can be used"
+                raise UserError(f"{usable}, not {count or 1}: give a smaller --count or another source")
             with suppress(FileNotFoundError):
                 target.rmdir()  # fails if something has been put there meanwhile
             folder.rename(target)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}): give another folder") from None
     print(f"{written} images of {size} x {size} pixels are in {target}")
+
+
+def _check(*numbers: tuple[str, int | None, int]) -> None:
+    """Raise UserError unless each named number is at least what it must be."""
+    for name, value, least in numbers:
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}: give at least {least}")
 
 
 def _new(target: Path) -> Path:
@@ -102,8 +111,6 @@ def _new(target: Path) -> Path:
 def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) -> int:
     """Write the first `count` usable files as PNG, and selected.csv. Returns how many there were."""
     from tqdm import tqdm
-
-    from transfer.images import Unreadable, decode, square
 
     written, digits = 0, len(str(count - 1))
     with (
@@ -121,8 +128,10 @@ def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) ->
             except Unreadable as reason:
                 bar.write(f"skipped {file.name!r}: {reason}")
                 continue
+            if doubt := doubts(image, size, box):
+                bar.write(f"look at {file.name!r}: {doubt}")
             image = square(image, size, box)
-            image.info.clear()  # the original's colour profile is not that of these pixels
+            image.info.clear()
             name = f"{written:0{digits}}.png"
             image.save(folder / name)
             rows.writerow((name, file.name, hashlib.sha256(data).hexdigest()))
@@ -162,36 +171,34 @@ def celeba(root: Path, target: Path, /, count: int | None = None, seed: int = 0)
 
 
 def inspect(path: Path, /) -> None:
-    """Print what is in a folder or a zip: sizes, modes, formats, unreadable files, exact duplicates.
+    """Print what is in a folder or a zip: sizes, modes, formats, unreadable and doubtful files, duplicates.
 
     Args:
         path: a folder (flat or nested) or a zip of images.
     """
-    from PIL import Image
     from tqdm import tqdm
-
-    from transfer.images import FORMATS, Unreadable, decode, find
 
     files = find(path)
     kinds: dict[str, Counter[str]] = {"sizes": Counter(), "modes": Counter(), "formats": Counter()}
-    unreadable, same = [], defaultdict(list)
+    unreadable, doubtful, same = [], [], defaultdict(list)
     for file in tqdm(files, desc="inspect", unit="image", disable=None):
         try:
-            data = file.read()
-            image = decode(data)
+            image = file.image()
         except Unreadable as reason:
             unreadable.append(f"{file.name!r}: {reason}")
             continue
-        original = Image.open(io.BytesIO(data), formats=FORMATS)
+        if doubt := doubts(image, SIDE):
+            doubtful.append(f"{file.name!r}: {doubt}")
         kinds["sizes"][f"{image.width} x {image.height}"] += 1
-        kinds["modes"][original.mode] += 1
-        kinds["formats"][original.format] += 1
+        kinds["modes"][image.info["mode"]] += 1
+        kinds["formats"][image.info["format"]] += 1
         same[image.size, hashlib.sha256(image.tobytes()).digest()].append(repr(file.name))
     groups = [names for names in same.values() if len(names) > 1]
-    print(f"{path}: {len(files)} images, {len(files) - len(unreadable)} readable")
+    print(f"{path}: {len(files)} files, {len(files) - len(unreadable)} of them readable images")
     for title, counter in kinds.items():
         _list(f"{title}: {len(counter)}", (f"{kind}: {n}" for kind, n in counter.most_common()))
     _list(f"unreadable: {len(unreadable)}", unreadable, shown=len(unreadable))
+    _list(f"to look at, at {SIDE} x {SIDE}: {len(doubtful)}", doubtful, shown=len(doubtful))
     _list(f"exact duplicates: {sum(map(len, groups)) - len(groups)}", map(" = ".join, groups))
 
 
@@ -199,6 +206,50 @@ def _list(title: str, lines: Iterable[str], shown: int = SHOWN) -> None:
     lines = list(lines)
     more = [f"and {len(lines) - shown:,} more"] * (len(lines) > shown)
     print("\n  ".join([title, *lines[:shown], *more]))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Previewing.
+
+
+def preview(
+    source: Path,
+    /,
+    augment: Augmentation = "diffaugment",
+    images: int = 6,
+    draws: int = 8,
+    seed: int = 0,
+    to: Path | None = None,
+) -> None:
+    """Write one picture of what an augmentation makes of some images: a row each, of the image and its draws.
+
+    Args:
+        source: a folder or a zip of images.
+        augment: as the scripts take it.
+        images: how many rows; they are drawn from all.
+        draws: how many columns beside the image itself.
+        seed: the same seed makes the same picture.
+        to: the PNG to write; preview-AUGMENT.png, unless given. Nothing is overwritten.
+    """
+    _check(("images", images, 1), ("draws", draws, 1), ("seed", seed, 0))
+    to = Path(f"preview-{augment}.png") if to is None else to
+    if os.path.lexists(to):
+        raise UserError(f"{to} exists, and nothing is overwritten: give another name with --to")
+    import torch
+
+    from transfer.augment import Augment
+    from transfer.images import Images, grid, to_float
+
+    found = Images.load(source)
+    torch.manual_seed(seed)
+    x = to_float(found.pixels[torch.randperm(len(found))[:images].sort().values])
+    columns = [x, *(Augment(augment).real(x) for _ in range(draws))]
+    try:
+        with open(to, "xb") as handle:
+            grid(torch.stack(columns, 1).flatten(0, 1), columns=len(columns)).save(handle, "PNG")
+    except OSError as error:
+        raise UserError(f"{to} cannot be written ({error.strerror}): give another name with --to") from None
+    print(f"{len(x)} images, each with {draws} draws of {augment} beside it, are in {to}")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -385,10 +436,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     with user_errors():
         tyro.extras.subcommand_cli_from_dict(
-            {"select": select, "inspect": inspect, "clear": clear, "celeba": celeba},
+            {"select": select, "inspect": inspect, "preview": preview, "clear": clear, "celeba": celeba},
             description=__doc__,
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
+            registry=registry(),
         )
 
 

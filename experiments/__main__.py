@@ -5,6 +5,10 @@
     python -m experiments all --images TARGET_96 --reference HELD_OUT
     python -m experiments report                                                      write the page
 
+--judges efficientnet_lite0 efficientnet_lite2, which is the default, names the networks that score. The first
+scores while a run trains, the others score its end; what a finished run lacks is added from its folder. No
+score comes from a network that the run saw through.
+
 A plan that several tables share runs once. What is interrupted goes on where it stopped, and the same command
 started twice shares the work. all is every table whose runs are of the target domain; table_1 is of the
 source domain.

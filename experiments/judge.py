@@ -1,23 +1,33 @@
-"""The judge: what the lines of a table say, in numbers and in sentences."""
+"""The judge: what the runs of a table's rows were scored, by which network, and their order."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.selection import Lines
-from experiments.tables import Row
+from experiments.runs import JUDGES, judge, seen_by
+from experiments.selection import Lines, scores_by
 from transfer import record
 
-if TYPE_CHECKING:
-    from experiments.page import Part, Section
+FIRST = JUDGES[0]  # the judge that all runs have, unless they saw through it: sentences go by its scores
+DASH = "–"
 
 
-def last(line: dict[str, Any]) -> dict[str, Any]:
-    """The scores at a run's end, against held-out images where there are any."""
-    scores = line["scores"][-1]
+def short(name: str) -> str:
+    """A judge in the head of a column: Lite0."""
+    return name.removeprefix("efficientnet_").capitalize()
+
+
+def last(line: dict[str, Any], name: str = FIRST) -> dict[str, Any] | None:
+    """A judge's scores at a run's end; None where there are none, or the run saw through that network."""
+    found = [each for each in scores_by(line, name) if each["step"] == line["settings"]["iterations"]]
+    return found[-1] if found else None
+
+
+def side(scores: dict[str, Any]) -> dict[str, Any]:
+    """Those of the scores that are against held-out images, where there are any."""
     return scores.get("heldout") or scores
 
 
@@ -26,195 +36,48 @@ def merit(scores: dict[str, Any]) -> float:
     return 1000 * record.merit(scores)
 
 
-def by_seed(runs: Lines, figure: Callable[[dict[str, Any]], float]) -> list[float]:
-    """A figure of each seed's run; the mean where several machines have made it."""
+def final(run: dict[str, Any], name: str = FIRST) -> float | None:
+    """KID x 1000 at a run's end, by a judge."""
+    scores = last(run, name)
+    return None if scores is None else merit(scores)
+
+
+def figure(run: dict[str, Any], key: str, name: str = FIRST) -> float | None:
+    """One of a judge's scores at a run's end: a key of the comparison, or of the memorisation report."""
+    scores = last(run, name)
+    if scores is None:
+        return None
+    found = {**scores, **side(scores), **(scores.get("memorisation") or {})}
+    return found.get(key)
+
+
+def best(run: dict[str, Any]) -> dict[str, Any] | None:
+    """The scores of a run's best checkpoint, by the judge that scored it while it trained."""
+    name = judge(run["scores"][-1])
+    return None if name in seen_by(run) else min(run["scores"], key=merit)
+
+
+def by_seed(runs: Lines, figure: Callable[[dict[str, Any]], float | None]) -> list[float]:
+    """A figure of each seed's run that has it; the mean where several machines have made it."""
     found: dict[int, list[float]] = defaultdict(list)
     for run in runs:
-        found[run["settings"]["seed"]].append(figure(run))
+        number = figure(run)
+        if number is not None:
+            found[run["settings"]["seed"]].append(number)
     return [statistics.mean(each) for each in found.values()]
 
 
-def final(run: dict[str, Any]) -> float:
-    """KID x 1000 at a run's end."""
-    return merit(run["scores"][-1])
-
-
-def best(run: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a run's best checkpoint."""
-    return min(run["scores"], key=merit)
-
-
 def mean(numbers: list[float], digits: int = 1) -> str:
-    """The mean, with the standard deviation where there are several."""
+    """The mean, with the standard deviation where there are several; a dash where there are none."""
     spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.{digits}f}{spread}"
+    return f"{statistics.mean(numbers):.{digits}f}{spread}" if numbers else DASH
 
 
-def verdict(rows: list[Row], runs: dict[str, Lines], source: dict[str, Any] | None = None) -> list[str]:
-    """What the runs of each row, by its name, say of the dissertation's order, in sentences."""
-    ends, ours = ranked(runs)
-    text = [f"By KID x 1000 at the end: {'; '.join(f'{name} ({mean(ends[name])})' for name in ours)}."]
-    if source:
-        better = sum(statistics.mean(each) < merit(source) for each in ends.values())
-        text.append(f"{better} of {len(ours)} are better than the source itself ({merit(source):.1f}).")
-    text += order(rows, ours)
-    if len(ours) > 1:
-        text += [f"The first leads {lead(ends, *ours[:2])}.", cost(runs, *ours[:2]), by_precision(runs)]
-    return [*text, overfitting([run for row in rows for run in runs[row.name]])]
+def ranked(runs: dict[str, Lines], name: str = FIRST) -> tuple[dict[str, list[float]], list[str]]:
+    """KID x 1000 at the end for each row's seeds, and the rows from the best to the worst.
 
-
-def ranked(runs: dict[str, Lines]) -> tuple[dict[str, list[float]], list[str]]:
-    """KID x 1000 at the end for each row's seeds, and the rows from the best to the worst."""
-    ends = {name: by_seed(each, final) for name, each in runs.items()}
-    return ends, sorted(ends, key=lambda name: statistics.mean(ends[name]))
-
-
-def order(rows: list[Row], ours: list[str]) -> list[str]:
-    """Whether the dissertation's order is ours, where it has scores to be ordered by."""
-    published = {row.name: row.published for row in rows if row.published is not None}
-    if len(published) < 2:
-        return []
-    theirs = sorted(published, key=published.__getitem__)
-    same = [name for name in ours if name in published] == theirs
-    best = "" if same or ours[0] != theirs[0] else ", with the same best"
-    return [f"The dissertation's order is {'the same' if same else 'another: ' + '; '.join(theirs)}{best}."]
-
-
-def lead(ends: dict[str, list[float]], first: str, second: str) -> str:
-    """By how much one row is better than another, and whether chance alone could do that."""
-    ahead = statistics.mean(ends[second]) - statistics.mean(ends[first])
-    # their own seeds' spread; what the others' seeds do says less, but more than nothing
-    rows = [ends[first], ends[second]]
-    spreads = [statistics.stdev(each) for each in rows if len(each) > 1]
-    spreads = spreads or [statistics.stdev(each) for each in ends.values() if len(each) > 1]
-    if not spreads:
-        return f"by {ahead:.1f}; with one seed of each that cannot be told from chance"
-    more = "more" if ahead > max(spreads) else "no more"
-    alone = "; one of the two has one seed" if min(map(len, rows)) == 1 else ""
-    return f"by {ahead:.1f}, {more} than the seeds' spread ({max(spreads):.1f}){alone}"
-
-
-def cost(runs: dict[str, Lines], first: str, second: str) -> str:
-    """What the first of an order costs beside the second; in minutes too, where one machine made both."""
-    counts = [runs[name][0]["learning"] for name in (first, second)]
-    took = [statistics.mean(run["seconds"] / 60 for run in runs[name]) for name in (first, second)]
-    if len({run["hardware"] for name in (first, second) for run in runs[name]}) > 1:
-        return f"It learns {counts[0]:,} numbers, the second {counts[1]:,}."
-    return (
-        f"It learns {counts[0]:,} numbers and took {took[0]:.0f} minutes, the second {counts[1]:,}"
-        f" and {took[1]:.0f}."
-    )
-
-
-def by_precision(runs: dict[str, Lines]) -> str:
-    """Which row's samples most often lie among the real images: the other half of what KID sums up."""
-    shares = {name: by_seed(each, lambda run: last(run)["precision"]) for name, each in runs.items()}
-    first = max(shares, key=lambda name: statistics.mean(shares[name]))
-    return f"By precision {first} is first ({mean(shares[first], 2)})."
-
-
-def overfitting(runs: Lines) -> str:
-    """How many runs were better before their end, and by how much."""
-    worse = [final(run) - merit(best(run)) for run in runs]
-    early = [each for each in worse if each > 0]
-    much = f", by {statistics.median(early):.1f} in the median and {max(early):.1f} at most" if early else ""
-    return f"{len(early)} of {len(runs)} runs had a better score before their end{much}."
-
-
-def answers(found: list[Section]) -> list[tuple[str, list[str]]]:
-    """What the dissertation makes one ask, and what the tables answer, budget by budget."""
-    parts = {section.table.key: section.parts for section in found}
-    alone, league, scratch = (parts.get(key, []) for key in ("table_11", "league", "from_scratch"))
-    defaults = ("table_2", "frozen_norm", "learning_rate", "batch_size", "moving_average", "optimizer")
-    result = {
-        "Does D(1,2,2), G(1,2,2) win, as in the dissertation?": stands(alone, "wgan_64_transferlearning"),
-        "Does scale and shift everywhere lose, as in the dissertation?": stands(alone, "wgan_64_scale_shift"),
-        "What wins, and is it ahead of fine-tuning and of training from scratch?": wins(league, scratch),
-        "Where is the best iteration, and does every method overfit after it?": peaks(league, scratch),
-        "What do the scripts' defaults rest on?": [
-            said for section in found if section.table.key in defaults for said in winners(section)
-        ],
-    }
-    return [(question, said) for question, said in result.items() if said]
-
-
-def stands(parts: list[Part], script: str) -> list[str]:
-    """The place of a script's row in the table of each budget."""
-    said = []
-    for part in parts:
-        ends, ours = ranked(part.runs)
-        for own in rows_of(part, script) if len(ours) > 1 else ():
-            first = ours[0] == own
-            other = ours[1] if first else ours[0]
-            place = "first" if first else f"number {ours.index(own) + 1}"
-            by = lead(ends, own, other) if first else lead(ends, other, own)
-            said.append(
-                f"After {part.title} it is {place} of {len(ours)} ({mean(ends[own])}),"
-                f" {'ahead of' if first else 'behind'} {other} ({mean(ends[other])}) {by}."
-            )
-    return said
-
-
-def wins(league: list[Part], scratch: list[Part]) -> list[str]:
-    """The first of each budget, beside fine-tuning and the best training from scratch."""
-    said = []
-    for part in league:
-        runs = part.runs | from_scratch(part, scratch)
-        ends, ours = ranked(runs)
-        first, *behind = ours
-        without_source = [name for name in behind if name not in part.runs]
-        rivals = [name for name in rows_of(part, "wgan_64_finetune") if name != first] + without_source[:1]
-        leads = [f"{name} ({mean(ends[name])}) {lead(ends, first, name)}" for name in rivals]
-        if leads:
-            said.append(
-                f"After {part.title} {first} is first of {len(ours)} ({mean(ends[first])}), ahead of"
-                f" {'; and of '.join(leads)}. {by_precision(runs)}"
-            )
-    return said
-
-
-def peaks(league: list[Part], scratch: list[Part]) -> list[str]:
-    """Where the rows of the longest budget have their best score, and what is lost after it."""
-    if not league:
-        return []
-    runs = league[-1].runs | from_scratch(league[-1], scratch)
-    steps = [
-        f"{mean(by_seed(each, lambda run: best(run)['step']), 0)} ({name})" for name, each in runs.items()
-    ]
-    every = [run for each in runs.values() for run in each]
-    return [
-        f"Within {league[-1].title} the best score came at iteration {'; '.join(steps)}. {overfitting(every)}"
-    ]
-
-
-def winners(section: Section) -> list[str]:
-    """For each plan of a table the first two of its rows, in the longest budget that has two."""
-    said = []
-    plans = [(row.settings.get("G"), row.settings.get("D")) for row in section.table.rows]
-    for plan in dict.fromkeys(plans):
-        rows = [row.name for row, own in zip(section.table.rows, plans, strict=True) if own == plan]
-        for part in reversed(section.parts):
-            ends, ours = ranked({name: part.runs[name] for name in rows if name in part.runs})
-            if len(ours) > 1:
-                first, second = (f"{name} ({mean(ends[name])})" for name in ours[:2])
-                said.append(
-                    f"{section.table.title}: after {part.title} {first} leads {second}"
-                    f" {lead(ends, *ours[:2])}."
-                )
-                break
-    return said
-
-
-def rows_of(part: Part, script: str) -> list[str]:
-    """The rows of a table that are a script's."""
-    return [row.name for row in part.plans if row.script == script]
-
-
-def from_scratch(part: Part, others: list[Part]) -> dict[str, Lines]:
-    """The runs without a source that had a table's budget."""
-    return {
-        name: other.runs[name]
-        for other in others
-        if other.budget == part.budget
-        for name in rows_of(other, "wgan_64")
-    }
+    Rows that the judge has not scored, or that saw through it, have no place.
+    """
+    ends = {row: by_seed(each, lambda run: final(run, name)) for row, each in runs.items()}
+    ends = {row: found for row, found in ends.items() if found}
+    return ends, sorted(ends, key=lambda row: statistics.mean(ends[row]))

@@ -7,22 +7,32 @@ import io
 import statistics
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from experiments import lines
-from experiments.judge import answers, best, by_seed, final, last, mean, merit, verdict
-from experiments.runs import PICTURES, ROOT
-from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
+from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
+from experiments.runs import JUDGES, PICTURES, ROOT, judge, seen_by
+from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, scores_by, spent, which
+from experiments.selection import runs as found_runs
 from experiments.tables import TABLES, Row, Table
+from experiments.verdict import sentence, verdict, winners, wins
 
 PAGE, REPORT = ROOT / "docs" / "results.md", ROOT / "report.html"
+Figure = Callable[[dict[str, Any]], float | None]  # of a run
+Cell = Callable[[Row, Lines], str]
+MARKS = "¹²³⁴"
 NOTE = (
     "The dissertation's FIDs are of other images and another extractor, after up to 20,000 iterations: only"
-    " the order can be compared. A figure without a name is KID x 1000 at a run's end, on held-out images."
+    " the order can be compared. A figure without a name is KID x 1000 at a run's end, on held-out images,"
+    f" by EfficientNet-{short(FIRST)}, and so is all that has no judge in its head; copies are of thumbnails."
     " ± is the standard deviation over a row's seeds; a machine's rounding makes the same seed another run,"
     " though not an independent one, so such runs are averaged first."
+    " The test is Welch's t-test of the seeds' scores, with Holm's correction for all pairs of rows of the"
+    " table that have two seeds or more; it tells two rows apart where p is below 0.05."
     " A longer run stands for a shorter one, as it was then."
 )
 
@@ -32,7 +42,8 @@ class Part:
     """A table's rows at one budget.
 
     Attributes:
-        title, about: the budget in words. head, rows: the table's cells. verdict: sentences.
+        title, about: the budget in words. head, rows: the table's cells; footnotes: of its dashes.
+        verdict: sentences.
         budget: what was spent. plans: the rows that have runs. runs: their lines. absent: the other rows.
     """
 
@@ -40,6 +51,7 @@ class Part:
     about: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    footnotes: list[str]
     verdict: list[str]
     budget: Spent
     plans: list[Row]
@@ -53,13 +65,6 @@ class Section:
 
     table: Table
     parts: list[Part]
-
-
-HEAD = (
-    "", "dissertation's FID", "FID, held-out", "KID x 1000, held-out", "precision, held-out",
-    "FID, training", "best iteration", "KID x 1000 there", "diversity", "near copies",
-    "numbers that learn", "minutes of training", "seeds",
-)  # fmt: skip
 
 
 def minutes(runs: Lines, machines: list[str]) -> str:
@@ -79,27 +84,66 @@ def letter(machine: str, machines: list[str]) -> str:
     return string.ascii_lowercase[machines.index(machine)]
 
 
-def cells(row: Row, runs: Lines, machines: list[str]) -> tuple[str, ...]:
-    """A row of a table, whose runs were made on these machines."""
+def judges(runs: Lines) -> tuple[str, ...]:
+    """Those who have a column: the two of all tables, and others that have scored one of the runs."""
+    others = {judge(scores) for run in runs for scores in (*run["scores"], *run.get("judged", ()))}
+    return (*JUDGES, *sorted(others - set(JUDGES)))
 
-    def over(figure: Callable[[dict[str, Any]], float], digits: int = 1) -> str:
-        return mean(by_seed(runs, figure), digits)
 
-    return (
-        row.name,
-        "" if row.published is None else f"{row.published:g}",
-        over(lambda run: last(run)["fid"]),
-        over(final),
-        over(lambda run: last(run)["precision"], 2),
-        over(lambda run: run["scores"][-1]["fid"]),
-        over(lambda run: best(run)["step"], 0),
-        over(lambda run: merit(best(run))),
-        over(lambda run: run["scores"][-1]["diversity"], 2),
-        over(lambda run: run["scores"][-1]["memorisation"]["near_copies"], 2),
-        f"{runs[0]['learning']:,}",
-        minutes(runs, machines),
-        str(len(by_seed(runs, final))),
-    )
+def seen(runs: Lines) -> list[str]:
+    """The judges that some of the runs saw through: each has a footnote."""
+    return [name for name in judges(runs) if any(name in seen_by(run) for run in runs)]
+
+
+def footnotes(runs: Lines) -> list[str]:
+    """What the dashes with a number mean."""
+    return [
+        f"{MARKS[place]} Trained through `{name}`, which does not judge it."
+        for place, name in enumerate(seen(runs))
+    ]
+
+
+def columns(every: Lines, machines: list[str]) -> dict[str, Cell]:
+    """The columns of a table: from a row and its runs to the cell.
+
+    Args:
+        every: the runs of all rows, whose judges have columns, and footnotes where a run saw through them.
+        machines: those that made them.
+    """
+    marks = dict(zip(seen(every), MARKS, strict=False))
+
+    def by(name: str, key: str, digits: int) -> Cell:
+        def cell(row: Row, runs: Lines) -> str:
+            found = by_seed(
+                runs,
+                lambda run: (
+                    1000 * value if (value := figure(run, key, name)) is not None and key == "kid" else value
+                ),
+            )
+            if not found and all(name in seen_by(run) for run in runs):
+                return DASH + marks[name]
+            return mean(found, digits)
+
+        return cell
+
+    def over(number: Figure, digits: int = 1) -> Cell:
+        return lambda row, runs: mean(by_seed(runs, number), digits)
+
+    shares = ("precision", "recall", "density", "coverage", "copies")
+    return {
+        "": lambda row, runs: row.name,
+        "dissertation's FID": lambda row, runs: "" if row.published is None else f"{row.published:g}",
+        **{f"KID x 1000, {short(name)}": by(name, "kid", 1) for name in judges(every)},
+        "FID": by(FIRST, "fid", 1),
+        **{key: by(FIRST, key, 2) for key in shares},
+        "near copies": by(FIRST, "near_copies", 2),
+        "diversity": by(FIRST, "diversity", 2),
+        "best iteration": over(lambda run: (best(run) or {}).get("step"), 0),
+        "KID x 1000 there": over(lambda run: None if (found := best(run)) is None else merit(found)),
+        "numbers that learn": lambda row, runs: f"{runs[0]['learning']:,}",
+        "minutes of training": lambda row, runs: minutes(runs, machines),
+        "seeds": lambda row, runs: str(len({run["settings"]["seed"] for run in runs})),
+    }
 
 
 def sections() -> list[Section]:
@@ -107,7 +151,7 @@ def sections() -> list[Section]:
 
     A budget that only one row has been given compares nothing: one such is shown, where no other compares.
     """
-    found, result = lines.read("run"), []
+    found, result = found_runs(), []
     for table in TABLES:
         parts = []
         for budget, runs in groups(table, found).items():
@@ -120,7 +164,9 @@ def sections() -> list[Section]:
                 else "no held-out images"
             )
             about = f"{counts['n_generated']:,} samples; {first['images']['count']:,} training images"
-            machines = sorted({run["hardware"] for each in runs.values() for run in each})
+            every = [run for each in runs.values() for run in each]
+            machines = sorted({run["hardware"] for run in every})
+            shown = columns(every, machines)
             named = [f"{letter(machine, machines)}: {machine}" for machine in machines]
             where = "; ".join(named if len(named) > 1 else machines)
             own = untouched(budget.source, counts)
@@ -133,10 +179,12 @@ def sections() -> list[Section]:
             parts.append(
                 Part(
                     title=budget.much,
-                    about=f"{about} ({budget.images}), {held_out}; {counts['extractor']};"
-                    f" {f'from {budget.source}' if budget.source else 'from scratch'}, on {where}.{beside}",
-                    head=HEAD,
-                    rows=[cells(row, runs[row.name], machines) for row in rows],
+                    about=f"{about} ({budget.images}), {held_out};"
+                    f" {f'from {budget.source} unless a row says otherwise, ' if budget.source else ''}on"
+                    f" {where}.{beside}",
+                    head=tuple(shown),
+                    rows=[tuple(cell(row, runs[row.name]) for cell in shown.values()) for row in rows],
+                    footnotes=footnotes(every),
                     verdict=verdict(rows, runs, own),
                     budget=budget,
                     plans=rows,
@@ -145,7 +193,7 @@ def sections() -> list[Section]:
                 )
             )
         comparing = [part for part in parts if len(part.rows) > 1]
-        comparing.sort(key=lambda part: int(part.title.split()[0].replace(",", "")))
+        comparing.sort(key=lambda part: part.budget.count)
         result.append(Section(table, comparing or parts[-1:]))
     return result
 
@@ -160,35 +208,83 @@ def untouched(source: str | None, scores: dict[str, Any]) -> dict[str, Any] | No
     return None
 
 
+def narrow(part: Part, *more: str) -> list[tuple[str, ...]]:
+    """The head and the rows of a part, with few columns: plan, KID by each judge, coverage, and some more."""
+    wanted = [name for name in part.head if name == "" or name.startswith("KID x 1000, ")]
+    places = [part.head.index(name) for name in (*wanted, "coverage", *more)]
+    head, *rows = (tuple(row[place] for place in places) for row in (part.head, *part.rows))
+    return [("plan", *head[1:]), *rows]
+
+
+def headline(parts: list[Part], longest: bool = False) -> Part:
+    """The part that is not folded away: the longest budget with three rows, else the one with most rows."""
+    several = [part for part in parts if longest or len(part.rows) > 2]
+    return several[-1] if several else max(parts, key=lambda part: len(part.rows))
+
+
+def leaderboard(found: list[Section]) -> tuple[Section, list[Section]]:
+    """The league, its rows from the best to the worst, and the other sections."""
+    league = next((each for each in found if each.table.key == "league"), Section(TABLES[-1], []))
+    parts = []
+    for part in league.parts:
+        places = {name: place for place, name in enumerate(ranked(part.runs)[1])}
+        rows = sorted(part.rows, key=lambda row: places.get(row[0], len(places)))
+        parts.append(replace(part, rows=rows))
+    return Section(league.table, parts), [each for each in found if each.table.key != "league"]
+
+
+def said(section: Section, part: Part) -> str:
+    """The verdict on a table: of settings, one for each plan that they were compared under."""
+    if section.table.claim.startswith("Not stated"):
+        return " ".join(winners(section))
+    return sentence(part)
+
+
+def folded(summary: str, text: str) -> str:
+    """Markdown that is opened by a click."""
+    return f"<details><summary>{summary}</summary>\n\n{text.rstrip()}\n\n</details>\n\n"
+
+
+def whole(part: Part) -> str:
+    """Everything that there is to say of a part."""
+    text = f"{part.about}\n\n" + lines.markdown(part.head, part.rows) + "\n"
+    text += " ".join(part.verdict) + "\n\n"
+    return text + (f"Not run yet: {'; '.join(part.absent)}.\n" if part.absent else "")
+
+
 def page() -> str:
     """docs/results.md."""
-    found = sections()
+    league, found = leaderboard(sections())
     text = (
         "# Results\n\nWritten by `python -m experiments report` from `experiments/results.jsonl`; nothing"
-        f" is typed by hand here. [scores.md](scores.md) says what each score means. {NOTE}\n\n"
+        " is typed by hand here. KID x 1000: less is better. [scores.md](scores.md) says what each score"
+        f" means.\n\n{folded('How to read the figures', NOTE)}## Leaderboard\n\n"
     )
-    for question, said in answers(found):
-        text += f"**{question}**\n\n" + "".join(f"- {each}\n" for each in said) + "\n"
-    for section in found:
-        table = section.table
-        text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
+    for section in (league, *found):
+        table, board = section.table, section is league
+        if not board:
+            text += f"## {table.title}\n\nThe dissertation: {table.claim}\n\n"
         if not section.parts:
             text += f"Not run yet: `python -m experiments {table.key}`.\n\n"
+            continue
+        top = headline(section.parts, longest=board)
+        head, *rows = narrow(top, *(["minutes of training"] if board else []), "seeds")
+        text += f"{top.title[:1].upper()}{top.title[1:]}.\n\n{lines.markdown(head, rows)}\n"
+        text += "".join(f"{note}\n\n" for note in top.footnotes)
+        text += f"{wins(top) if board else said(section, top)}\n\n"
         for part in section.parts:
-            text += f"### {part.title}\n\n{part.about}\n\n"
-            text += lines.markdown(part.head, part.rows) + "\n"
-            text += " ".join(part.verdict) + "\n\n"
-            if part.absent:
-                text += f"Not run yet: {'; '.join(part.absent)}.\n\n"
+            text += folded(f"All scores after {part.title}", whole(part))
     return text + clips() + scale() + copies() + going_on()
 
 
 def clips() -> str:
     """The runs with the clip's earlier rules for a modulated kernel, beside those with today's."""
-    old, today = lines.read("superseded"), lines.read("run")
+    old = [line for line in lines.read("superseded") if "clip" in line]
+    today = lines.read("run")
     rules, body, shown = list(dict.fromkeys(line["clip"] for line in old)), [], []
     for title, row in [(table.title, row) for table in TABLES for row in table.rows]:
-        for much in dict.fromkeys(spent(row, line).much for line in lines_of(row, old)):
+        budgets = sorted((spent(row, line).count, spent(row, line).much) for line in lines_of(row, old))
+        for much in dict.fromkeys(much for _, much in budgets):
             before = [line for line in lines_of(row, old) if spent(row, line).much == much]
             if before in shown:
                 continue
@@ -209,8 +305,10 @@ def clips() -> str:
         "## The clip of a modulated critic\n\nThe critic's effective kernel must stay in the clip, and three"
         " rules have kept it there ([decisions.md](decisions.md)). Runs with the earlier ones stand in no"
         " other table. KID x 1000 at the end, with the number of seeds.\n\n"
-        + lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body)
-        + "\n"
+        + folded(
+            "The scores",
+            lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body),
+        )
     )
 
 
@@ -243,7 +341,8 @@ def scale() -> str:
     machines = sorted({line["hardware"] for line in found})
     return (
         "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
-        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n{text}\n"
+        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n"
+        + folded("The scores", text)
     )
 
 
@@ -273,8 +372,7 @@ def copies() -> str:
         f" `copies` reports of {first['training']} training images that were changed, and of {first['new']}"
         f" new images changed likewise, set by {first['others']:,} held-out images ({first['images']},"
         f" {first['reference']}; {first['hardware']}).\n\n"
-        + lines.markdown(("change", "of training images", "of new images"), shares)
-        + "\n"
+        + folded("The shares", lines.markdown(("change", "of training images", "of new images"), shares))
     )
 
 
@@ -308,10 +406,13 @@ def curves(runs: dict[str, Lines]) -> str:
     # a legend beside the axes, and as much height as its rows need
     figure, highest = Figure(figsize=(9, max(3.2, 0.5 + 0.2 * len(runs))), layout="constrained"), 0.0
     axes = figure.subplots()
+    runs = {name: [scores_by(run, FIRST) for run in each] for name, each in runs.items()}
     for place, (name, each) in enumerate(runs.items()):
         marker = "osv^"[place // 10 % 4]  # there are ten colours
-        steps = sorted({scores["step"] for run in each for scores in run["scores"]})
-        values = [[merit(s) for run in each for s in run["scores"] if s["step"] == step] for step in steps]
+        steps = sorted({scores["step"] for run in each for scores in run})
+        if not steps:
+            continue  # it saw through the judge
+        values = [[merit(s) for run in each for s in run if s["step"] == step] for step in steps]
         (line,) = axes.plot(steps, [statistics.mean(v) for v in values], marker=marker, label=name)
         highest = max(highest, *(max(v) for v in values), 0.0)
         axes.fill_between(
@@ -324,10 +425,32 @@ def curves(runs: dict[str, Lines]) -> str:
     return data_url(file.getvalue(), "svg+xml")
 
 
-def strips(runs: dict[str, Lines]) -> dict[str, str]:
-    """The kept grids of each row's first run."""
-    files = {name: PICTURES / f"{each[0]['run']}.webp" for name, each in runs.items()}
-    return {name: data_url(file.read_bytes(), "webp") for name, file in files.items() if file.exists()}
+def strips(parts: list[Part]) -> dict[tuple[str, str], str]:
+    """The name of each row's picture, by the part's title and the row; and under ("", name) the picture.
+
+    It is the row's first run at the part's budget: eight latents, the same for all rows.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for part in parts:
+        for row, each in part.runs.items():
+            run = min(each, key=lambda run: run["settings"]["seed"])
+            file, place = PICTURES / f"{run['run']}.webp", len(run["scores"])
+            if file.exists():
+                name = f"{run['run']}-{place}"
+                found[part.title, row] = name
+                if ("", name) not in found:
+                    found["", name] = data_url(strip_of(file, place), "webp")
+    return found
+
+
+def strip_of(file: Path, place: int, columns: int = 8, tile: int = 64) -> bytes:
+    """A row of a kept picture: the same latents at one of its iterations."""
+    with Image.open(file) as image:
+        top = min(place * tile, image.height - tile)
+        row = image.convert("RGB").crop((0, top, columns * tile, top + tile))
+    held = io.BytesIO()
+    row.save(held, "WEBP", quality=75)
+    return held.getvalue()
 
 
 def html() -> str:
@@ -340,10 +463,16 @@ def html() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found = sections()
-    return environment.get_template("report.html.jinja").render(
-        note=NOTE, sections=found, answers=answers(found), curves=curves, strips=strips
-    )
+    league, others = leaderboard(sections())
+    shown = []
+    for section in (league, *others):
+        board = section is league
+        top = headline(section.parts, longest=board) if section.parts else None
+        table = narrow(top, *(["minutes of training"] if board else []), "seeds") if top else []
+        verdict = (wins(top) if board else said(section, top)) if top else ""
+        shown.append((section, top, table, verdict, curves(top.runs) if top and board else ""))
+    pictures = strips([top for _, top, *_ in shown if top])
+    return environment.get_template("report.html.jinja").render(note=NOTE, shown=shown, pictures=pictures)
 
 
 def write() -> None:

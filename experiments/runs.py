@@ -1,4 +1,7 @@
-"""The runs of tables: each is made once, goes on where it was interrupted, and adds a line of results."""
+"""The runs of tables: each is made once, goes on where it was interrupted, and adds a line of results.
+
+Further judges score a run's end from its folder, right after it or any time later; nothing is trained again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import hashlib
 import json
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,24 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import safe_open
 
+import fid
 from experiments import lines, strip
 from experiments.tables import Row, Table
+from transfer import UserError, record
 from transfer.checkpoints import Checkpoints
+from transfer.drawing import draw
 from transfer.drawing import script as module
-from transfer.folder import LATEST, versions
-from transfer.settings import Extractor, complete, plain, unsaid
+from transfer.engine import choose_device
+from transfer.folder import versions
+from transfer.images import Images
+from transfer.settings import LATEST, Extractor, complete, plain, unsaid
+from transfer.shared import Source
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "runs"
 # Settings that make no difference to what a run comes to.
 IGNORED = {"out", "resume", "dry_run", "device", "log_every", "save_every", "sample_every", "score_every"}
+JUDGES: tuple[Extractor, ...] = ("efficientnet_lite0", "efficientnet_lite2")  # the tables show them all
 SECONDS = 0.05  # of an iteration for each image, where none has been measured
 
 
@@ -40,7 +50,7 @@ class Budget:
     batch_size: int = 16  # a row with another gets the iterations that make as many images
     seeds: int = 1
     score_every: int = 250
-    extractor: Extractor = "efficientnet_lite0"
+    judges: tuple[Extractor, ...] = JUDGES  # the first scores while it trains, the others score its end
     device: str | None = None
     out: Path = Path("target_domain/tables")  # where the runs' folders are made
     dry_run: bool = False  # print what is missing and how long it would take, and stop
@@ -66,8 +76,11 @@ def chosen(row: Row) -> dict[str, Any]:
 
 
 def settings_of(row: Row, seed: int, budget: Budget) -> Any:
-    """The script's settings for a row."""
+    """The script's settings for a row; its scores come from the first judge that it does not see through."""
     script = module(row.script)
+    own = chosen(row)
+    looked = seen(script.Settings(**own))
+    extractor = next((each for each in budget.judges if each not in looked), budget.judges[0])
     batch_size = row.settings.get("batch_size", budget.batch_size)
     iterations = budget.iterations * budget.batch_size // batch_size
     every = min(budget.score_every * budget.batch_size // batch_size, iterations)
@@ -80,10 +93,19 @@ def settings_of(row: Row, seed: int, budget: Budget) -> Any:
         sample_every=every,
         save_every=50,
         seed=seed,
-        extractor=budget.extractor,
+        extractor=extractor,
         device=budget.device,
     )
-    return script.Settings(**given | chosen(row))
+    return script.Settings(**given | own)
+
+
+def seen(settings: Any) -> list[str]:
+    """The networks that a run sees through: its own critic, and the critic of its source."""
+    found = [getattr(settings, "features", None)]
+    source = getattr(settings, "source", None)
+    if source is not None:
+        found.append((card(source).get("settings") or {}).get("features"))
+    return sorted({each for each in found if each is not None})
 
 
 def described(settings: Any) -> dict[str, Any]:
@@ -108,9 +130,10 @@ def run_name(script: str, settings: dict[str, Any]) -> str:
     """The name of a script's run with these settings.
 
     It is made of those that differ from what a run that does not tell of them was made with, so that a new
-    setting changes no name.
+    setting changes no name. Whoever judges it, it is the same run; older names have the first judge in them.
     """
     usual = unsaid(module(script).Settings)
+    settings = settings | {"extractor": JUDGES[0]}
     said = {key: value for key, value in settings.items() if key not in usual or value != usual[key]}
     text = json.dumps([script, said], sort_keys=True)
     return f"{script}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
@@ -118,10 +141,16 @@ def run_name(script: str, settings: dict[str, Any]) -> str:
 
 def version(path: Path) -> str:
     """Which images or model: the file's or folder's name, and a shared model's iterations from its card."""
+    told = card(path)
+    return f"{path.name} ({told['iterations']:,} iterations)" if told else path.name
+
+
+def card(path: Path) -> dict[str, Any]:
+    """What a shared model says of itself; of anything else, nothing."""
     if path.suffix != ".safetensors" or not path.exists():
-        return path.name
+        return {}
     with safe_open(path, "pt") as file:
-        return f"{path.name} ({json.loads(file.metadata()['card'])['iterations']:,} iterations)"
+        return json.loads((file.metadata() or {}).get("card", "{}"))
 
 
 def told(line: dict[str, Any]) -> dict[str, Any]:
@@ -129,16 +158,20 @@ def told(line: dict[str, Any]) -> dict[str, Any]:
     return complete(module(line["script"]).Settings, line["settings"])
 
 
-def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
-    """The runs that no line tells of, by their name."""
-    wanted = {
+def wanted(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
+    """The runs that tables are made of, by their name."""
+    return {
         identity(row, seed, budget): (row, seed)
         for seed in range(budget.seeds)  # every plan once before any plan again
         for table in tables
         for row in table.rows
     }
+
+
+def missing(tables: Sequence[Table], budget: Budget) -> dict[str, tuple[Row, int]]:
+    """The runs that no line tells of, by their name."""
     done = made()
-    return {name: plan for name, plan in wanted.items() if name not in done}
+    return {name: plan for name, plan in wanted(tables, budget).items() if name not in done}
 
 
 def made() -> set[str]:
@@ -148,6 +181,32 @@ def made() -> set[str]:
         for line in lines.read("run")
         for scores in line["scores"]
     }
+
+
+def unjudged(names: Collection[str], budget: Budget) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """The lines of runs that a judge of the budget has not scored and may, each with the judge, by name."""
+    known = {(line["run"], line["hardware"], judge(line["scores"])) for line in lines.read("judged")}
+    found: dict[str, list[tuple[dict[str, Any], str]]] = {}
+    for line in lines.read("run"):
+        name = run_name(line["script"], _kept(told(line)))
+        for each in budget.judges if name in names else ():
+            done = each == judge(line["scores"][-1]) or (line["run"], line["hardware"], each) in known
+            if not done and each not in seen_by(line):
+                found.setdefault(name, []).append((line, each))
+    return found
+
+
+def judge(scores: dict[str, Any]) -> str:
+    """The extractor that scores are by, as settings name it."""
+    return scores["extractor"].partition("-")[0]
+
+
+def seen_by(line: dict[str, Any]) -> list[str]:
+    """The networks that a line's run saw through; a line from before it said so tells of its own settings."""
+    if "seen" in line:
+        return line["seen"]
+    features = told(line).get("features")
+    return [] if features is None else [features]
 
 
 def seconds(rows: Sequence[Row], budget: Budget) -> float:
@@ -162,22 +221,33 @@ def seconds(rows: Sequence[Row], budget: Budget) -> float:
 
 
 def make(tables: Sequence[Table], budget: Budget) -> None:
-    """Make the runs that are missing, one after the other, and add a line for each.
+    """Make the runs that are missing, one after the other; add a line for each and for each further judge.
 
     Several processes may work on the same tables: what one of them is making the others pass over.
     """
-    todo = missing(tables, budget)
+    plans, todo = wanted(tables, budget), missing(tables, budget)
     hours = seconds([row for row, _ in todo.values()], budget) / 3600
-    print(f"{len(todo)} runs are missing, some {hours:.1f} hours of {budget.iterations:,} iterations each")
-    for name, (row, seed) in todo.items():
-        if budget.dry_run:
-            print(f"{name}: {row.name}, seed {seed}")
-            continue
-        budget.out.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(Timeout), FileLock(budget.out / f"{name}.lock", timeout=0):
-            if name not in made():
-                print(f"{name}: {row.name}, seed {seed}", flush=True)
-                _make(name, row, seed, budget)
+    print(f"{len(todo)} runs are missing: some {hours:.1f} hours in all")
+    open_ = unjudged(plans, budget)
+    gone = sum(ending(line, budget) is None for each in open_.values() for line, _ in each)
+    for name, (row, seed) in plans.items():
+        title = f"{name}: {row.name}, seed {seed}"
+        here = [judge for line, judge in open_.get(name, ()) if ending(line, budget)]
+        if budget.dry_run and (name in todo or here):
+            print(title, *([f"(to be scored by {', '.join(here)})"] if here else []))
+        elif name in todo or here:
+            budget.out.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(Timeout), FileLock(budget.out / f"{name}.lock", timeout=0):
+                print(title, flush=True)
+                if name not in made():
+                    _make(name, row, seed, budget)
+                for line, judge in unjudged({name}, budget).get(name, ()):
+                    _score(line, judge, budget)
+    if gone:
+        print(
+            f"{gone} scores by further judges cannot be added: {budget.out} has no folder of those runs any"
+            " more"
+        )
 
 
 def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
@@ -196,6 +266,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "seed": seed,
         "iterations": settings.iterations,
         "settings": described(settings),
+        "seen": seen(settings),
         "images": {**description["images"], "name": budget.images.name},
         "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
         "losses": log[-1],
@@ -207,6 +278,41 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     }
     picture(folder, PICTURES / f"{name}.webp")
     lines.append(line)
+
+
+def ending(line: dict[str, Any], budget: Budget) -> Path | None:
+    """The folder that a line's run ended in, where it is still there with its last checkpoint."""
+    for folder in (budget.out / line["run"]).glob("0*"):
+        found = Checkpoints(folder).found()
+        if not found or int(found[0].stem) != line["settings"]["iterations"]:
+            continue
+        if json.loads((folder / "settings.json").read_text())["hardware"] == line["hardware"]:
+            return folder
+    return None
+
+
+def _score(line: dict[str, Any], judge: str, budget: Budget) -> None:
+    """Add what a further judge says of a run's end, of the images that its own scores are of."""
+    folder = ending(line, budget)
+    if folder is None:
+        return
+    device, seed = choose_device(budget.device), line["settings"]["seed"]
+    images, source = Images.load(budget.images, device), Source.read(folder)
+    if images.fingerprint != line["images"]["fingerprint"]:
+        raise UserError(f"{budget.images} holds other images than {folder} was trained on: give those")
+    scores = fid.score(
+        draw(source, record.SCORED, seed, device),
+        images,
+        budget.reference,
+        extractor=fid.load(judge, device=str(device)),
+        size=images.pixels.shape[-1],
+        seed=seed,
+        seen=tuple(seen_by(line)),
+    )
+    told = {"step": int(source.path.stem), **scores.as_dict()}
+    of = {key: line[key] for key in ("run", "hardware")}
+    lines.append({"table": "judged", **of, "scores": told, "versions": versions(), "commit": commit()})
+    print(f"{told['step']}: {scores}")
 
 
 def trained(settings: Any, log: Sequence[dict[str, Any]]) -> float:

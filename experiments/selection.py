@@ -1,4 +1,4 @@
-"""The selection: which lines of results a table's rows have, by what was spent on them."""
+"""The selection: which lines of results a table's rows have, by what was spent on them, and their scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.runs import IGNORED, chosen, module, told
+from experiments import lines
+from experiments.runs import IGNORED, chosen, judge, module, seen_by, told, version
 from experiments.tables import Row, Table
 from transfer.settings import plain
 
@@ -16,24 +17,57 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Spent:
-    """What was spent on a run: how much, in words, and on which images, extractor and source."""
+    """What was spent on a run: how much, and on which images and source.
 
-    much: str
+    Attributes:
+        count: iterations of batches, or images where batch_size is None.
+        source: None from scratch, and where the row has one of its own.
+    """
+
+    count: int
+    batch_size: int | None
     images: str
     reference: str | None
-    extractor: str
-    source: str | None  # None from scratch
+    source: str | None
+
+    @property
+    def much(self) -> str:
+        """How much, in words."""
+        return (
+            f"{self.count:,} images"
+            if self.batch_size is None
+            else (f"{self.count:,} iterations of {self.batch_size} images")
+        )
 
     def beside(self, other: Spent) -> bool:
         """Whether other is the same, its source apart."""
         return replace(self, source=None) == replace(other, source=None)
 
 
+def runs() -> Lines:
+    """The lines of all runs, each with what further judges have said of it."""
+    said: dict[tuple[str, str], Lines] = defaultdict(list)
+    for line in lines.read("judged"):
+        said[line["run"], line["hardware"]].append(line["scores"])
+    return [line | {"judged": said[line["run"], line["hardware"]]} for line in lines.read("run")]
+
+
+def scores_by(line: dict[str, Any], name: str) -> Lines:
+    """A run's scores by a judge, in the order of its iterations; none where it saw through that network."""
+    if name in seen_by(line):
+        return []
+    end = line["settings"]["iterations"]
+    found = [*line["scores"], *line.get("judged", ())]
+    return [scores for scores in found if judge(scores) == name and scores["step"] <= end]
+
+
 def lines_of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
     fields = plain(module(row.script).Settings(**chosen(row)))
-    unsaid = IGNORED | UNSAID | ({"batch_size"} - row.settings.keys())  # the budget's, or the row's own
+    unsaid = IGNORED | ((UNSAID | {"batch_size"}) - row.settings.keys())  # the budget's, or the row's own
     wanted = {key: value for key, value in fields.items() if key not in unsaid}
+    if "source" in wanted:
+        wanted["source"] = version(row.settings["source"])
     return [line for line in found if line["script"] == row.script and _agrees(line, wanted)]
 
 
@@ -82,11 +116,11 @@ def at_each_score(line: dict[str, Any]) -> Lines:
 def spent(row: Row, line: dict[str, Any]) -> Spent:
     """A run's budget: its iterations, or the images that it drew where a row has a batch size of its own."""
     settings = line["settings"]
-    iterations, batch_size = settings["iterations"], settings["batch_size"]
-    much = f"{iterations:,} iterations of {batch_size} images"
+    count, batch_size = settings["iterations"], settings["batch_size"]
     if "batch_size" in row.settings:
-        much = f"{iterations * batch_size:,} images"
-    return Spent(much, *(settings.get(key) for key in ("images", "reference", "extractor", "source")))
+        count, batch_size = count * batch_size, None
+    source = None if "source" in row.settings else settings.get("source")  # a row that says it beside others
+    return Spent(count, batch_size, settings.get("images"), settings.get("reference"), source)
 
 
 def _agrees(line: dict[str, Any], wanted: dict[str, Any]) -> bool:

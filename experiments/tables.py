@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transfer.plan import Named, Split
@@ -18,6 +19,13 @@ class Row:
     published: float | None = None  # the dissertation's FID, on other images with another extractor
 
 
+def named(G: Split | None, D: Split | None, what: str = "") -> str:
+    """A row's name: the plan, G(i,j,k) D(i,j,k), and what else is told of it."""
+    plans = (("G", G), ("D", D))
+    plan = " ".join(f"{name}({','.join(map(str, own))})" for name, own in plans if own is not None)
+    return f"{plan}, {what}" if what else plan
+
+
 @dataclass(frozen=True)
 class Table:
     """A table or figure of the dissertation, or a claim of its text."""
@@ -28,6 +36,8 @@ class Table:
     rows: tuple[Row, ...]
     pretraining: bool = False  # its runs are of the source domain
 
+
+COMBINED, FINETUNED = Split(1, 2, 2), Split(0, 0, 5)
 
 # Section 4.3.1. The dissertation shows samples without scores, and says that another network might turn its
 # finding. Its WGAN-GP had the batch-normalised critic that the paper rules out, so both critics are here.
@@ -50,7 +60,7 @@ TABLE_2 = Table(
     "Table 2: augmentation",
     "Augmentation of the real images helps on a small set when it is kept within a range.",
     tuple(
-        Row(name, "wgan_64_transferlearning", {"augment": augment})
+        Row(named(COMBINED, COMBINED, name), "wgan_64_transferlearning", {"augment": augment})
         for name, augment in (
             ("originals", "none"),
             ("mirrored", "flip"),
@@ -67,8 +77,8 @@ FIGURES_23_24 = Table(
     "Figures 23 and 24: four and three frozen layers",
     "With four layers frozen samples stay with the source, with three they come nearer to the target.",
     (
-        Row("G(4,0,1), D(4,0,1)", "wgan_64_freeze_layers", {"G": Split(4, 0, 1), "D": Split(4, 0, 1)}),
-        Row("G(3,0,2), D(3,0,2)", "wgan_64_freeze_layers", {"G": Split(3, 0, 2), "D": Split(3, 0, 2)}),
+        Row("G(4,0,1) D(4,0,1)", "wgan_64_freeze_layers", {"G": Split(4, 0, 1), "D": Split(4, 0, 1)}),
+        Row("G(3,0,2) D(3,0,2)", "wgan_64_freeze_layers", {"G": Split(3, 0, 2), "D": Split(3, 0, 2)}),
     ),
 )
 
@@ -77,16 +87,16 @@ FIGURES_23_24 = Table(
 TABLE_7 = Table(
     "table_7",
     "Tables 3 to 7: combinations",
-    "D(1,2,2), G(1,2,2) is the best of its four.",
+    "G(1,2,2) D(1,2,2) is the best of its four.",
     tuple(
-        Row(name, "wgan_64_transferlearning", {"D": Split(*D), "G": Split(*G)}, published)
-        for name, D, G, published in (
-            ("D(2,1,2), G(2,1,2)", (2, 1, 2), (2, 1, 2), 220),
-            ("D(1,2,2), G(1,2,2)", (1, 2, 2), (1, 2, 2), 195),
-            ("D(1,2,2), G(3,0,2)", (1, 2, 2), (3, 0, 2), 204),
-            ("D(3,0,2), G(1,2,2)", (3, 0, 2), (1, 2, 2), 223),
-            ("D(0,0,5), G(1,2,2)", (0, 0, 5), (1, 2, 2), None),
-            ("D(1,2,2), G(0,0,5)", (1, 2, 2), (0, 0, 5), None),
+        Row(named(G, D), "wgan_64_transferlearning", {"D": D, "G": G}, published)
+        for G, D, published in (
+            (Split(2, 1, 2), Split(2, 1, 2), 220),
+            (COMBINED, COMBINED, 195),
+            (Split(3, 0, 2), COMBINED, 204),
+            (COMBINED, Split(3, 0, 2), 223),
+            (COMBINED, FINETUNED, None),
+            (FINETUNED, COMBINED, None),
         )
     ),
 )
@@ -97,11 +107,11 @@ TABLE_11 = Table(
     "Tables 8 to 11: the combination and each method alone",
     "The combination is better than each of its methods; scale and shift everywhere is the worst.",
     (
-        Row("Model fine-tuning", "wgan_64_finetune", {}, 209),
-        Row("Frozen layers", "wgan_64_freeze_layers", {"G": Split(3, 0, 2), "D": Split(3, 0, 2)}, 225),
-        Row("Update scale and shift", "wgan_64_scale_shift", {}, 236),
+        Row("G(0,0,5) D(0,0,5)", "wgan_64_finetune", {}, 209),
+        Row("G(3,0,2) D(3,0,2)", "wgan_64_freeze_layers", {"G": Split(3, 0, 2), "D": Split(3, 0, 2)}, 225),
+        Row("G(0,5,0) D(0,5,0)", "wgan_64_scale_shift", {}, 236),
         Row(
-            "Combination-D(1,2,2), G(1,2,2)",
+            "G(1,2,2) D(1,2,2)",
             "wgan_64_transferlearning",
             {"D": Split(1, 2, 2), "G": Split(1, 2, 2)},
             195,
@@ -117,11 +127,11 @@ FROM_SCRATCH = Table(
     "Transfer and training from scratch",
     "Training from scratch needs many more images than transfer.",
     (
-        Row("transfer, D(1,2,2), G(1,2,2)", "wgan_64_transferlearning"),
-        Row("transfer, everything fine-tuned", "wgan_64_finetune"),
-        Row("G alone transferred, G(1,2,2)", "wgan_64_transferlearning", {"D": ANEW}),
-        Row("G alone transferred, fine-tuned", "wgan_64_transferlearning", {"D": ANEW, "G": Split(0, 0, 5)}),
-        Row("D alone transferred, D(1,2,2)", "wgan_64_transferlearning", {"G": ANEW}),
+        Row("G(1,2,2) D(1,2,2)", "wgan_64_transferlearning"),
+        Row("G(0,0,5) D(0,0,5)", "wgan_64_finetune"),
+        Row("G(1,2,2), D from scratch", "wgan_64_transferlearning", {"D": ANEW}),
+        Row("G(0,0,5), D from scratch", "wgan_64_transferlearning", {"D": ANEW, "G": Split(0, 0, 5)}),
+        Row("D(1,2,2), G from scratch", "wgan_64_transferlearning", {"G": ANEW}),
         Row("from scratch, not augmented", "wgan_64", {"augment": "none", "learning_rate": 2e-4}),
         Row("from scratch, DiffAugment", "wgan_64", {"augment": "diffaugment", "learning_rate": 2e-4}),
         Row("from scratch, DiffAugment, 5e-5", "wgan_64", {"augment": "diffaugment"}),
@@ -135,7 +145,7 @@ FROZEN_NORM = Table(
     "Statistics of frozen layers",
     "Not stated in the dissertation.",
     tuple(
-        Row(f"{frozen_norm}, G{G} D{D}", script, {"frozen_norm": frozen_norm, "G": G, "D": D})
+        Row(named(G, D, f"{frozen_norm}'s statistics"), script, {"frozen_norm": frozen_norm, "G": G, "D": D})
         for script, G, D in (
             ("wgan_64_transferlearning", Split(2, 1, 2), Split(2, 1, 2)),
             ("wgan_64_freeze_layers", Split(3, 0, 2), Split(3, 0, 2)),
@@ -153,7 +163,7 @@ FREEZE_CRITIC = Table(
     "Not stated in the dissertation, which freezes layers in both networks.",
     tuple(
         Row(
-            f"D{D}, G{G}, the source's statistics",
+            named(G, D, "source's statistics"),
             "wgan_64_freeze_layers",
             {"G": G, "D": D, "frozen_norm": "source"},
         )
@@ -173,7 +183,7 @@ LEARNING_RATE = Table(
     "Learning rate",
     "Not stated in the dissertation.",
     tuple(
-        Row(f"{rate:g}", "wgan_64_transferlearning", {"learning_rate": rate})
+        Row(named(COMBINED, COMBINED, f"rate {rate:g}"), "wgan_64_transferlearning", {"learning_rate": rate})
         for rate in (5e-5, 1e-4, 2e-4, 5e-4)
     ),
 )
@@ -186,7 +196,7 @@ BATCH_SIZE = Table(
     "Not stated in the dissertation.",
     tuple(
         Row(
-            f"batches of {size}, {steps} critic steps",
+            named(COMBINED, COMBINED, f"batches of {size}, {steps} critic steps"),
             "wgan_64_transferlearning",
             {"batch_size": size, "critic_steps": steps},
         )
@@ -200,10 +210,10 @@ OPTIMIZER = Table(
     "The optimizer's first steps",
     "Not stated in the dissertation.",
     tuple(
-        Row(f"{plan}, {name}", script, {"optimizer": name, "frozen_norm": "source"})
+        Row(named(plan, plan, name), script, {"optimizer": name, "frozen_norm": "source"})
         for plan, script in (
-            ("D(1,2,2), G(1,2,2)", "wgan_64_transferlearning"),
-            ("everything fine-tuned", "wgan_64_finetune"),
+            (COMBINED, "wgan_64_transferlearning"),
+            (FINETUNED, "wgan_64_finetune"),
         )
         for name in ("rmsprop", "adam")
     ),
@@ -215,7 +225,8 @@ MOVING_AVERAGE = Table(
     "Moving average of the generator",
     "Not stated in the dissertation, which samples the generator itself.",
     tuple(
-        Row(f"{decay:g}", "wgan_64_transferlearning", {"ema_decay": decay}) for decay in (0.0, 0.99, 0.999)
+        Row(named(COMBINED, COMBINED, f"decay {decay:g}"), "wgan_64_transferlearning", {"ema_decay": decay})
+        for decay in (0.0, 0.99, 0.999)
     ),
 )
 
@@ -223,13 +234,29 @@ MOVING_AVERAGE = Table(
 # critic; terms of the loss and the augmentation that adapts itself go with fine-tuning everything, which they
 # are to hold back. The terms have one weight each, with which their gradient is some tenth of the whole after
 # 40 iterations (batch 16); it was not tuned further.
-EVERYTHING = {"G": Split(0, 0, 5), "D": Split(0, 0, 5)}
+EVERYTHING = {"G": FINETUNED, "D": FINETUNED}
 
 
 def regularised(name: str, **settings: float) -> Row:
     """Fine-tuning of everything with a term of the loss."""
-    return Row(name, "wgan_64_regularised", {**EVERYTHING, **settings})
+    return Row(named(FINETUNED, FINETUNED, name), "wgan_64_regularised", {**EVERYTHING, **settings})
 
+
+# The source that a critic that sees has trained, and the one that the six scripts start from, each with both
+# critics.
+SEEN, FIRST = (Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan"))
+SEES = tuple(
+    Row(
+        f"G(0,0,5) D(2,0,3), {title} from {source.stem}",
+        script,
+        {"G": Split(0, 0, 5), "D": Split(2, 0, 3), "frozen_norm": "source", "source": source},
+    )
+    for script, title, source in (
+        ("projected_critic", "a critic that sees,", SEEN),
+        ("projected_critic", "a critic that sees,", FIRST),
+        ("wgan_64_freeze_layers", "source's statistics,", SEEN),
+    )
+)
 
 LEAGUE = Table(
     "league",
@@ -237,25 +264,36 @@ LEAGUE = Table(
     "The combination of three methods is better than each alone.",
     (
         *TABLE_11.rows,
-        *(row for row in TABLE_7.rows if "D(1,2,2), G(1,2,2)" not in row.name),
+        *(row for row in TABLE_7.rows if row.name != "G(1,2,2) D(1,2,2)"),
         Row(
-            "normalised scale and shift (GAN memory)", "wgan_64_scale_shift", {"rescale": "normalised_adafm"}
+            "G(0,5,0) D(0,5,0), normalised (GAN memory)",
+            "wgan_64_scale_shift",
+            {"rescale": "normalised_adafm"},
         ),
-        Row("filter selection (BSA's policy)", "wgan_64_scale_shift", {"rescale": "filter_selection"}),
-        Row("singular values (FSGAN)", "wgan_64_scale_shift", {"rescale": "singular_values"}),
-        Row("rank one (AdAM's policy)", "wgan_64_scale_shift", {"rescale": "rank_one"}),
-        Row("critic's first three layers frozen (FreezeD)", "wgan_64_freeze_layers", {"G": Split(0, 0, 5)}),
+        Row(
+            "G(0,5,0) D(0,5,0), filter selection (BSA)",
+            "wgan_64_scale_shift",
+            {"rescale": "filter_selection"},
+        ),
+        Row(
+            "G(0,5,0) D(0,5,0), singular values (FSGAN)",
+            "wgan_64_scale_shift",
+            {"rescale": "singular_values"},
+        ),
+        Row("G(0,5,0) D(0,5,0), rank one (AdAM)", "wgan_64_scale_shift", {"rescale": "rank_one"}),
+        Row("G(0,0,5) D(3,0,2), batch's statistics", "wgan_64_freeze_layers", {"G": Split(0, 0, 5)}),
         *FREEZE_CRITIC.rows,
-        regularised("fine-tuning, L2-SP", l2_sp=100.0),
-        regularised("fine-tuning, feature distillation", distillation=1000.0),
-        regularised("fine-tuning, elastic weights (EWC)", ewc=1e-3),
-        regularised("fine-tuning, distance consistency (CDC)", consistency=1000.0),
-        regularised("fine-tuning, LeCam", lecam=0.3),
-        regularised("fine-tuning, adaptive augmentation", adapt=16),
-        Row("latent optimization (BSA)", "generative_latent_optimization"),
+        regularised("L2-SP", l2_sp=100.0),
+        regularised("feature distillation", distillation=1000.0),
+        regularised("elastic weights (EWC)", ewc=1e-3),
+        regularised("distance consistency (CDC)", consistency=1000.0),
+        regularised("LeCam", lecam=0.3),
+        regularised("adaptive augmentation", adapt=16),
+        Row("G(0,5,0), latent optimization (BSA)", "generative_latent_optimization"),
         Row("Mind2Mind", "mind2mind", {"autoencoder": 100}),
-        Row("MineGAN", "minegan"),
-        Row("a critic that sees (Projected GAN)", "projected_critic", {"frozen_norm": "source"}),
+        Row("G(5,0,0) D(0,0,5), MineGAN", "minegan"),
+        *SEES,
+        *(row for row in FROM_SCRATCH.rows if row.script == "wgan_64"),
     ),
 )
 

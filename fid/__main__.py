@@ -18,9 +18,9 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from transfer import UserError
-from transfer.settings import Bound, Extractor, Whole, check, command_line, user_errors
+from transfer.settings import ROOT, Bound, Extractor, Whole, check, command_line, user_errors
 
-GENERATED = Path("generated_image")
+GENERATED = ROOT / "generated_image"
 DRAWN = 1000  # images, unless count says otherwise
 SIDE = 64  # pixels, of a drawn image
 
@@ -68,7 +68,7 @@ def main(settings: Settings) -> None:
     extractor = extractors.load(settings.extractor, settings.weights, settings.device)
     if settings.save is not None:
         features = statistics.extract(Set.of(sets[0], "the images", size), extractor)
-        statistics.save(settings.save, metrics.Gaussian.of(features.values), extractor)
+        statistics.save(settings.save, metrics.Gaussian.of(features.values), extractor, size)
         return print(f"the statistics of {len(features.rows)} images are in {settings.save}")
     if settings.model is not None:
         source, size = Source.read(settings.model, settings.best), size or SIDE
@@ -99,6 +99,11 @@ def _sets(settings: Settings) -> tuple[Path, ...]:
     if not drawn and (settings.keep or settings.best or settings.count is not None):
         raise UserError(
             "--keep, --best and --count are about images that are drawn: give --model RUN with them"
+        )
+    if settings.keep and GENERATED.is_dir() and any(GENERATED.iterdir()):
+        raise UserError(
+            f"{GENERATED} is not empty, and nothing is overwritten: move what is in it elsewhere, or leave"
+            " --keep out"
         )
     return settings.paths
 

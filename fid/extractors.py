@@ -215,8 +215,12 @@ def _inception(state: dict[str, Tensor], device: torch.device) -> Built:
         x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
         return network(x.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last))
 
+    blocks = list(network.children())
+    pools = [at for at, block in enumerate(blocks) if isinstance(block, nn.MaxPool2d)]
+    later = [blocks.index(block) for block in (network.Mixed_6a, network.Mixed_7a, network.avgpool)]
+    parts = tuple(nn.Sequential(*blocks[a:b]) for a, b in pairwise((0, *pools, *later)))
     # The Inception Score's logits are without bias, as in the original.
-    return features, classes.shape[1], (classes, None), ()
+    return features, classes.shape[1], (classes, None), parts
 
 
 def _lite_file(number: int) -> Path:

@@ -162,8 +162,8 @@ def write(path: Path, report: Memorisation, generated: Features, training: Featu
         for features, index in zip((generated, training), pair, strict=True)
     ]
     names, real_names = generated.images.names, training.images.names
-    path = _free(path)
     try:
+        path = _free(path)
         with open(path, "xb") as sheet, open(path.with_suffix(".csv"), "x", newline="") as table:
             grid(torch.stack([to_tensor(picture, size) for picture in pictures])).save(sheet, "PNG")
             writer = csv.writer(table)

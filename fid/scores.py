@@ -140,7 +140,8 @@ def score(
     Args:
         extractor: the name of one, see fid.load, or one from there.
         weights: a file with other weights for it, whose hash goes into its name.
-        size: bring every image's centre square to size x size first, as training does.
+        size: bring every image's centre square to size x size first, as training does; without one, to what
+            the statistics say that theirs were brought to, if there are any.
         seed: of KID's subsets and the bootstrap.
         bootstrap: how many resampled sets the intervals come from; 0 for no intervals.
         cache: where the features of real and held-out images are kept, if not in statistics.default_cache().
@@ -148,8 +149,10 @@ def score(
         seen: the extractors that the critic saw through: a score of theirs says so in a note.
 
     Raises:
-        UserError: when a set has fewer than two readable images, or an extractor cannot be had.
+        UserError: when a set has fewer than two readable images, an extractor cannot be had, or statistics
+            are of images of another size.
     """
+    size, notes = _one_size((generated, real, reference), size)
     if not isinstance(extractor, Extractor):
         extractor = load(extractor, weights, device)
 
@@ -166,7 +169,7 @@ def score(
     found = (made, training, heldout)
     sets = [each for each in found if isinstance(each, Features)]
     x, y, h = (each.values if isinstance(each, Features) else None for each in found)
-    notes, report = [], None
+    report = None
     if x is not None and y is not None:
         small = thumbnailer(extractor.device)
         thumbnails = [
@@ -193,11 +196,36 @@ def score(
         seed=seed,
         notes=(
             *(_seen(extractor) for name in seen if extractor.name.startswith(f"{name}-")),
-            *_notes([n, *(side.n_real for side in sides)], {each.shape for each in sets}),
+            *_notes([n, *(side.n_real for side in sides)], {shape for each in sets for shape in each.shapes}),
             *notes,
         ),
         left_out={f"{s.images.title}: {name}": reason for s in sets for name, reason in s.left_out.items()},
     )
+
+
+def _one_size(sets: tuple[Given | None, ...], size: int | None) -> tuple[int | None, list[str]]:
+    """The size that all images are brought to, which statistics were too; a note where they do not say.
+
+    Raises:
+        UserError: when they were not.
+    """
+    notes, asked = [], size
+    for path in (each for each in sets if statistics.is_statistics(each)):
+        told = statistics.brought_to(path)
+        if told is None:
+            notes.append(f"{path} does not say what size its images were brought to")
+        elif asked is None:
+            asked = told  # 0: all as they are stored
+        elif told != asked:
+            of, others = (
+                f"brought to {each}x{each}" if each else "as they are stored" for each in (told, asked)
+            )
+            again = f"write it again with --save{f' and --size {asked}' if asked else ''}"
+            raise UserError(
+                f"{path} is of images {of}, and the others are {others}: {again}"
+                + (f", or give --size {told} with images in the place of statistics" if told else "")
+            )
+    return asked or None, notes
 
 
 def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bootstrap: int) -> Comparison:
@@ -230,13 +258,17 @@ def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str,
             f"FID is biased at {fewest} images, fewer than {COMPARABLE:,}: KID is the number to compare"
         )
     if len(shapes) > 1:
-        sizes = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
+        least, *_, most = named = [f"{height}x{width}" for height, width in sorted(shapes)]
+        sizes = " and ".join(named) if len(named) < 4 else f"{len(named):,} from {least} to {most}"
         notes.append(f"the images are of different sizes, {sizes}: --size brings all to one")
     return tuple(notes)
 
 
 def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callable[[Tensor], Scores] | None:
     """What scores a run's images (n, 3, H, W), uint8: against those that it trains on and its reference.
+
+    A first score, of one of the images, is made at once: whatever a score needs is opened before the first
+    iteration, and the features of the real images are kept.
 
     Args:
         settings: a script's, which name the extractor, the reference and the seed, and say whether to score.
@@ -245,6 +277,9 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
 
     Returns:
         None when score_every is 0.
+
+    Raises:
+        UserError: when the extractor or the reference cannot be had, or a set has fewer than two images.
     """
     if not settings.score_every:
         return None
@@ -255,4 +290,5 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
         given = {"extractor": extractor, "size": size, "seed": settings.seed, "seen": seen}
         return score(pixels, images, settings.reference, **given)
 
+    scored(images.pixels[:1].expand(2, -1, -1, -1))
     return scored

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from transfer import UserError
-from transfer.images import Images, Unreadable, find, square, to_uint8
+from transfer.images import Images, to_uint8
+from transfer.reading import Unreadable, find, square
 
 Given = Path | str | Images | Tensor  # what a set of images can be given as
 
@@ -25,7 +26,7 @@ class Set:
     Attributes:
         title: what messages call the set.
         names: the names of its files, or numbers.
-        pixels: index -> (3, H, W), uint8; raises transfer.images.Unreadable.
+        pixels: index -> (3, H, W), uint8; raises transfer.reading.Unreadable.
         digest: () -> a hash of everything that pixels can return.
     """
 

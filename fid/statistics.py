@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from fid.extractors import Extractor
 from fid.metrics import Gaussian
 from fid.sets import Set
 from transfer import UserError
-from transfer.images import Unreadable
+from transfer.reading import Unreadable
 
-VERSION = 1  # of what is cached
+VERSION = 2  # of what is cached: 2 since colour profiles and all bits are read
 MOST_BYTES = 2_000_000_000  # statistics that would unpack to more are refused
 
 
@@ -31,14 +32,14 @@ class Features:
     Attributes:
         values: (n, d), float32.
         rows: the n images' indices in the set.
-        shape: the first image's (H, W).
+        shapes: the images' different (H, W), sorted.
         left_out: the other images' names, each with why it cannot be read.
     """
 
     images: Set
     values: Tensor
     rows: tuple[int, ...]
-    shape: tuple[int, int]
+    shapes: tuple[tuple[int, int], ...]
     left_out: dict[str, str]
 
 
@@ -48,7 +49,7 @@ def extract(images: Set, extractor: Extractor) -> Features:
     Raises:
         UserError: when fewer than two images can be read, or the features are not finite.
     """
-    values, rows, shape, batch, left_out = [], [], None, [], {}
+    values, rows, shapes, batch, left_out = [], [], set(), [], {}
     for index in tqdm(range(len(images.names)), images.title, unit="image", disable=None, leave=False):
         try:
             pixels = images.pixels(index)
@@ -58,7 +59,7 @@ def extract(images: Set, extractor: Extractor) -> Features:
         if batch and (len(batch) == extractor.batch or batch[0].shape != pixels.shape):
             values.append(extractor(torch.stack(batch)))
             batch = []
-        shape = shape or tuple(pixels.shape[1:])
+        shapes.add(tuple(pixels.shape[1:]))
         rows.append(index)
         batch.append(pixels)
     if len(rows) < 2:
@@ -67,7 +68,7 @@ def extract(images: Set, extractor: Extractor) -> Features:
     features = torch.cat([*values, extractor(torch.stack(batch))]).to(extractor.home)
     if not torch.isfinite(features).all():
         raise UserError(f"{extractor.name} gives NaN or infinity for {images.title}: fetch its weights again")
-    return Features(images, features, tuple(rows), shape, left_out)
+    return Features(images, features, tuple(rows), tuple(sorted(shapes)), left_out)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -98,18 +99,19 @@ def cached(images: Set, extractor: Extractor, folder: Path | None = None) -> Fea
 
 def _recall(path: Path, images: Set, extractor: Extractor) -> Features:
     with np.load(path, allow_pickle=False) as file:  # a zip, whose checksums are verified on reading
-        values, rows, shape = file["values"], file["rows"].tolist(), tuple(file["shape"].tolist())
+        values, rows = file["values"], file["rows"].tolist()
+        shapes = tuple((height, width) for height, width in file["shapes"].tolist())
         left_out = dict(zip(file["names"].tolist(), file["reasons"].tolist(), strict=True))
     if values.shape != (len(rows), extractor.dimension) or len(rows) + len(left_out) != len(images.names):
         raise ValueError("of another set")
     if values.dtype != np.float32 or not np.isfinite(values).all():
         raise ValueError("no features")
-    return Features(images, torch.from_numpy(values).to(extractor.home), tuple(rows), shape, left_out)
+    return Features(images, torch.from_numpy(values).to(extractor.home), tuple(rows), shapes, left_out)
 
 
 def _remember(path: Path, found: Features) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    content = {"values": found.values.cpu().numpy(), "rows": found.rows, "shape": found.shape}
+    content = {"values": found.values.cpu().numpy(), "rows": found.rows, "shapes": found.shapes}
     names, reasons = (np.array(list(texts), str) for texts in (found.left_out, found.left_out.values()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,17 +128,29 @@ def _remember(path: Path, found: Features) -> None:
 
 
 def is_statistics(source: object) -> bool:
-    """Whether source is the path of a .npz file."""
-    return isinstance(source, Path | str) and str(source).lower().endswith(".npz")
+    """Whether source is the path of a .npz file, or of a file of another name with the same in it."""
+    if not isinstance(source, Path | str) or os.path.isdir(source):
+        return False
+    if str(source).lower().endswith(".npz"):
+        return True
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except Exception:  # what it is instead, who reads it will say
+        return False
 
 
-def save(path: Path, gaussian: Gaussian, extractor: Extractor) -> None:
-    """Write mean and covariance as mu and sigma; the number of images and the extractor's name beside them.
+def save(path: Path, gaussian: Gaussian, extractor: Extractor, size: int | None = None) -> None:
+    """Write mean and covariance as mu and sigma.
+
+    The number of images, the extractor's name and the size that the images were brought to (0 for none)
+    stand beside them.
 
     Raises:
         UserError: when the file exists already or cannot be written.
     """
     content = {"mu": gaussian.mean.cpu().numpy(), "sigma": gaussian.sigma().cpu().numpy(), "n": gaussian.n}
+    content["size"] = size or 0
     try:
         with open(path, "xb") as handle:
             np.savez_compressed(handle, **content, extractor=extractor.name)
@@ -144,6 +158,13 @@ def save(path: Path, gaussian: Gaussian, extractor: Extractor) -> None:
         raise UserError(f"{path} exists already: give another name, or delete it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): give another place") from None
+
+
+def brought_to(path: Path) -> int | None:
+    """The size that the images of statistics were brought to: 0 for none; None if the file does not say."""
+    with suppress(Exception), np.load(path, allow_pickle=False) as file:  # read says what is wrong with it
+        return int(file["size"])
+    return None
 
 
 def read(path: Path, extractor: Extractor) -> Gaussian:
@@ -164,6 +185,8 @@ def read(path: Path, extractor: Extractor) -> Gaussian:
         raise UserError(
             f"{path} does not exist: give a folder, a zip, or statistics in a .npz file"
         ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): look after its permissions") from None
     except Exception:
         raise UserError(f"{path} holds no mu and sigma: give a file of --save or of pytorch-fid") from None
     if name != extractor.name or mu.shape != (extractor.dimension,) or sigma.shape != mu.shape * 2:

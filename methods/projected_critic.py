@@ -1,22 +1,23 @@
-"""A critic that sees through a frozen pre-trained network, and the pixels besides (Sauer et al. 2021).
+"""A critic that sees: heads on a frozen pre-trained network beside WGAN's critic (Sauer et al. 2021).
 
     python -m methods.projected_critic --images train_images/target_domain
 
-Small critics, the heads, look at the maps of features of a network that knows photographs, and one more, a
-discriminator as in wgan_64.py without batch normalisation, at the pixels; they share a hinge loss. With a
-source (the default) generator and pixel critic are carried over under their plans, and heads that the source
+Small critics, the heads, look at the features of a network that knows photographs; the source's own critic,
+under its plan, looks at the pixels as in the other scripts. The generator learns from both in equal parts.
+With a source (the default) generator and critic are carried over under their plans, and heads that the source
 has with them; with --source None it pre-trains. Writes samples and checkpoints to a new folder.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from transfer.plan import Plan, Split
 from transfer.policies import FrozenNorm, Rescale
 from transfer.settings import (
     Augmentation,
     Batch,
+    Before,
     Count,
     Decay,
     Extractor,
@@ -33,24 +34,28 @@ from transfer.settings import (
 class Settings:
     """Edit these constants, or override any of them on the command line."""
 
-    source: Path | None = Path("pretrained_model/wgan_64.safetensors")  # None: from random numbers
+    source: Path | None = Path("pretrained_model/projected_64.safetensors")  # None: from random numbers
     images: Path = Path("train_images/target_domain")  # the target domain: a folder or a zip
     G: Plan = Split(0, 0, 5)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
-    D: Plan = Split(0, 0, 5)  # D(i, j, k): of the pixel critic: freeze the first i, rescale j, fine-tune k
+    D: Plan = Split(2, 0, 3)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
-    features: Literal["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "vgg16"] = (
-        "efficientnet_lite1"  # the network that the heads see through, which no score may come from
-    )
+    features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network
     channels: Count = 128  # of the heads
     iterations: Count = 2_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
-    learning_rate: Positive = 2e-4  # of Adam with betas 0 and 0.99, for all networks
-    lecam: Weight = 0.3  # weight of: each critic's scores from the other side's average (LeCam)
-    blur: Weight = 2.0  # standard deviation in pixels of what the critic sees, at the beginning ...
+    critic_steps: Count = 2  # updates of the critic of pixels before each generator update; of the heads one
+    learning_rate: Positive = 4e-4  # of Adam, for the generator and the heads
+    critic_learning_rate: Positive = 2e-4  # of RMSprop, for the critic of pixels
+    clip: Positive = 0.01  # the effective kernels of the critic of pixels stay in [-clip, clip]
+    lecam: Weight = 0.3  # weight of: each head's scores held to the other side's average (LeCam)
+    blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
-    keep_heads: bool = True  # the source's heads and pixel critic go on, where it has them
+    rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less on a batch do not learn from it; who
+    # knows nothing loses 1
+    pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
+    keep_heads: bool = True  # the source's heads go on, where it has them
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z, without a source
@@ -81,9 +86,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fid import load, scorer
-from transfer import UserError
 from transfer.augment import Augment
-from transfer.engine import bf16_on, choose_device, keep_pages
+from transfer.engine import bf16_on, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv
 from transfer.plan import table
@@ -91,10 +95,10 @@ from transfer.policies import FINETUNE
 from transfer.record import Run
 from transfer.regularisers import LeCam
 from transfer.shared import Source, carry
-from transfer.weights import Average, check_learning, learning
-from wgan_64 import Generator
+from transfer.weights import Average, Clip, check_learning, learning, optimizer
+from wgan_64 import Discriminator, Generator
 
-WON = 0.1  # share of what critics lose that know nothing: below it a warning says that they have won
+WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
 
 class Spectral(nn.Module):
@@ -122,29 +126,8 @@ def normalised(*args, **kwargs):
     return conv
 
 
-class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N, 1), unbounded; a policy for each of the five layers."""
-
-    def __init__(self, width=64, policies=5 * (FINETUNE,)):
-        super().__init__()
-        self.arguments = {"width": width}
-        p1, p2, p3, p4, p5 = policies
-        self.conv1 = normalised(3, width, 4, 2, 1, p1)
-        self.conv2 = normalised(width, 2 * width, 4, 2, 1, p2)
-        self.conv3 = normalised(2 * width, 4 * width, 4, 2, 1, p3)
-        self.conv4 = normalised(4 * width, 8 * width, 4, 2, 1, p4)
-        self.conv5 = normalised(8 * width, 1, 4, 1, 0, p5)  # fully connected
-
-    def forward(self, x):
-        x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
-        x = F.leaky_relu(self.conv2(x), 0.2)  # N x 128 x 16 x 16
-        x = F.leaky_relu(self.conv3(x), 0.2)  # N x 256 x 8 x 8
-        x = F.leaky_relu(self.conv4(x), 0.2)  # N x 512 x 4 x 4
-        return self.conv5(x).flatten(1)  # N x 1
-
-
 class Head(nn.Module):
-    """A map of features (N, C, side, side) -> scores (N, 16), one for each place of a 4 x 4 map."""
+    """A map of features (N, C, side, side) -> scores, one for each place of a map of some 4 x 4."""
 
     def __init__(self, c_in, side, channels):
         super().__init__()
@@ -161,11 +144,35 @@ class Head(nn.Module):
         return self.last(x).flatten(1)
 
 
+def coarse(maps, stretch):
+    """Of maps (N, C, side, side), from fine to coarse, the last of each side from a stride of 4 on."""
+    last = {each.shape[-1]: each for each in maps}
+    return [each for side, each in last.items() if 4 * side <= stretch]
+
+
 class Heads(nn.ModuleList):
     """A head for each map of features."""
 
     def forward(self, maps):
         return [head(x) for head, x in zip(self, maps, strict=True)]
+
+
+class Balance(nn.Module):
+    """Two gradients (N, ...) added as equals: the second is brought to the first one's size.
+
+    By the running ratio of their norms, which is its state; so a critic that is unsure still counts less.
+    """
+
+    def __init__(self, decay=0.99):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("norms", torch.zeros(2))
+
+    @torch.no_grad()
+    def forward(self, one, other, weight):
+        now = torch.stack([one.norm(), other.norm()])
+        self.norms.lerp_(now, torch.where(self.norms == 0, 1.0, 1 - self.decay))
+        return one + weight * self.norms[0] / self.norms[1].clamp(min=1e-12) * other
 
 
 def blurred(x, sigma):
@@ -206,9 +213,10 @@ def main(settings: Settings) -> Path | None:
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     source = None if settings.source is None else Source.read(settings.source)
-    latent, width = (settings.latent, settings.width) if source is None else (source.latent, source.width)
+    latent, width, norm = settings.latent, settings.width, True
     policies_G = policies_D = 5 * (FINETUNE,)
     if source is not None:
+        latent, width, norm = source.latent, source.width, source.norm
         policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
         policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
     network = load(settings.features, device=str(device))
@@ -217,85 +225,106 @@ def main(settings: Settings) -> Path | None:
         network = replace(network, parts=tuple(rounded(copy.deepcopy(part)) for part in network.parts))
     with torch.no_grad():
         x = torch.zeros(1, 3, 64, 64, device=device, dtype=next(network.parts[0].parameters()).dtype)
-        shapes = [each.shape for each in network.maps(x, settings.stretch)][1:]  # from stride 4 on
+        shapes = [each.shape for each in coarse(network.maps(x, settings.stretch), settings.stretch)]
     G = Generator(latent, width, policies_G)
-    D = Discriminator(width, policies_D)
+    D = Discriminator(width, policies_D, norm)
     heads = Heads(Head(shape[1], shape[2], settings.channels) for shape in shapes)
+    known = source is not None and settings.keep_heads and bool(source.heads)
     if source is not None:
         carry(G, source, "G")
-    known = source is not None and settings.keep_heads and bool(source.heads)
-    if source is not None and not known and set(policies_D) != {FINETUNE}:
-        raise UserError(f"D is {settings.D}, and the critic of pixels is new here: give --D 0 0 5")
-    if known:
         carry(D, source, "D")
+    if known:
         heads.load_state_dict(source.heads)
     check_learning(G)
     for part in (G, D, heads):
         part.to(device, memory_format=torch.channels_last)
+    clip = Clip(D, settings.clip, carried=source is not None)
     images = Images.load(settings.images, device)
-    print(f"{images} in {settings.images}, on {device}{', bf16' if bf16 else ''}")
+    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))
 
-    if settings.fast and device.type == "cpu":
-        keep_pages()
     augment = Augment(settings.augment)
-    lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in range(len(heads) + 1))
+    lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
+    balance = Balance().to(device)
     average = Average(G, settings.ema_decay)
-
-    def adam(parameters):
-        return torch.optim.Adam(parameters, settings.learning_rate, betas=(0.0, 0.99), fused=True)
-
-    optimizer_G, optimizer_D = adam(learning(G)), adam([*learning(D), *learning(heads)])
-    parts = {"G": G, "D": D, "heads": heads, "lecam": lecam, "average": average}
-    parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
+    optimizer_D = optimizer("rmsprop", D, settings.critic_learning_rate)
+    optimizer_G, optimizer_heads = (
+        torch.optim.Adam(learning(each), settings.learning_rate, betas=(0.0, 0.99), fused=True)
+        for each in (G, heads)
+    )
+    parts = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance, "average": average}
+    parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "optimizer_heads": optimizer_heads}
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
     digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
     score = scorer(settings, images, seen=(settings.features,))
     run = Run(settings, __file__, images, parts, title=digits, score=score)
 
-    def cast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    def shown(sigma):
+        """A batch of real and one of generated images as the critics are to see them."""
+        real = augment.real(images.batch(settings.batch_size))
+        fake = augment.fake(generate(torch.randn(settings.batch_size, latent, device=device)))
+        return blurred(real, sigma), blurred(fake, sigma)
 
     def maps(x):
-        return network.maps(x.to(torch.bfloat16) if bf16 else x, settings.stretch)[1:]
+        return coarse(network.maps(x.to(torch.bfloat16) if bf16 else x, settings.stretch), settings.stretch)
 
-    def scores(x, features):
-        with cast():
-            return [each.float() for each in (D(x), *heads(features))]
+    def scores(features):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return [each.float() for each in heads(features)]
 
-    def iteration(step):
-        sigma = 0.0 if known else settings.blur * max(0.0, 1 - step / settings.fade)
-        n = settings.batch_size
-        real = blurred(augment.real(images.batch(n)), sigma)
-        with cast():
-            fake = G(torch.randn(n, latent, device=device)).float()
-        fake = blurred(augment.fake(fake), sigma)
-        with torch.no_grad():
-            real_maps = maps(real)
-        fake_maps = maps(fake)
-        pairs = zip([real, *real_maps], [fake, *fake_maps], strict=True)
-        x, *features = (torch.cat([a, b.detach()]) for a, b in pairs)
-        on_real, on_fake = zip(*(each.chunk(2) for each in scores(x, features)), strict=True)
+    def critic_step(real, fake):
+        estimate = judge(real).mean() - judge(fake).mean()
+        optimizer_D.zero_grad()
+        (-estimate).backward(inputs=learning(D))
+        optimizer_D.step()
+        clip()
+        return estimate.detach()
+
+    def heads_step(real_maps, fake_maps):
+        """Hinge loss, as a share of what heads lose that know nothing, which is 1."""
+        pairs = zip(real_maps, fake_maps, strict=True)
+        both = scores([torch.cat(pair) for pair in pairs])
+        on_real, on_fake = zip(*(each.chunk(2) for each in both), strict=True)
         hinge = sum(
             F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)
         )
         held = sum(term(a, b) for term, a, b in zip(lecam, on_real, on_fake, strict=True))
-        optimizer_D.zero_grad()
-        (hinge + held).backward()
-        optimizer_D.step()
-        loss = -sum(each.mean() for each in scores(fake, fake_maps))
+        share = hinge.detach() / (2 * len(on_real))
+        if share > settings.rest:  # so that they do not run away from the generator
+            optimizer_heads.zero_grad()
+            (hinge + held).backward()
+            optimizer_heads.step()
+        return share
+
+    def iteration(step):
+        sigma = settings.blur * max(0.0, 1 - step / settings.fade)
+        if learning(D):
+            for _ in range(settings.critic_steps - 1):
+                with torch.no_grad():
+                    real, fake = shown(sigma)
+                critic_step(real, fake)
+        real, fake = shown(sigma)
+        seen = fake.detach().requires_grad_()
+        wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros(())
+        with torch.no_grad():
+            real_maps = maps(real)
+        fake_maps = maps(seen)
+        share = heads_step(real_maps, [each.detach() for each in fake_maps])
+        loss = -sum(each.mean() for each in scores(fake_maps))
+        (from_heads,) = torch.autograd.grad(loss, seen)
+        (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
         optimizer_G.zero_grad()
-        loss.backward(inputs=learning(G))
+        fake.backward(balance(from_heads, from_pixels, settings.pixels), inputs=learning(G))
         optimizer_G.step()
-        share = hinge.detach() / (2 * len(on_real))  # of what critics lose that know nothing
-        return {"critic": share, "generator": loss.detach()}
+        return {"heads": share, "wasserstein": wasserstein, "generator": loss.detach()}
 
     for step in run.steps():
         losses = iteration(step)
         average.update(G, step)
         run.losses(**losses)
-        if step % settings.log_every == 0 and losses["critic"] < WON:
-            run.warn("the critic has won: the generator learns little from it; give a larger blur or lecam")
+        if step % settings.log_every == 0 and losses["heads"] < WON:
+            run.warn("the heads have won: the generator learns little from them; give a larger blur or lecam")
     return run.folder
 
 

@@ -26,6 +26,19 @@ TURNS = {  # orientation in EXIF: how an upright image is stored under it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+KINDS = {  # names that pictures have, and what is in the files
+    "a.jfif": "JPEG",
+    "a.jpe": "JPEG",
+    "a.jpg_large": "JPEG",
+    "a.avif": "AVIF",
+    "a.ppm": "PPM",
+    "a.jp2": "JPEG2000",
+    "a.dib": "DIB",
+    "a.ico": "ICO",
+    "a.tga": "TGA",
+    "a.pcx": "PCX",
+    "a.sgi": "SGI",
+}
 NAMES = (  # of readable files
     "with space.png",
     "ünïcödé 面 😀.png",
@@ -46,9 +59,9 @@ def broken_corpus(folder: Path) -> dict[str, Colour | str]:
     """Fill a folder with image files, whole and broken.
 
     Returns:
-        For each file that counts as an image, by its name in the folder (with / between folders), either
-        "unreadable" or the RGB value, within TOLERANCE, of pixel (8, 8) once it is square(image, 64).
-        Files that do not count lie beside them; what the file system cannot hold is left out.
+        For each file, by its name in the folder (with / between folders), either "unreadable" or the RGB
+        value, within TOLERANCE, of pixel (8, 8) once it is square(image, 64). What is hidden in one folder
+        counts as one file, named like the folder; what the file system cannot hold is left out.
     """
     expected: dict[str, Colour | str] = {}
     for name, data, value in [*_modes(), *_turned(), *_animated(), *_named(), *_broken()]:
@@ -65,9 +78,18 @@ def broken_corpus(folder: Path) -> dict[str, Colour | str]:
         with suppress(OSError):
             (folder / name).symlink_to(target)
             expected[name] = value
-    for name in ("notes.txt", ".hidden.png", "__MACOSX/._rgb.png", "folder.png/Thumbs.db", "no-ending"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name, value in (
+        ("picture.txt", (0, 0, 0)),  # its content counts
+        ("no-ending", (0, 0, 0)),
+        ("folder.png/picture.db", (0, 0, 0)),
+        (".hidden.png", UNREADABLE),
+        ("__MACOSX/._rgb.png", UNREADABLE),
+        (".cache/a/rgb.png", UNREADABLE),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(_encoded(Image.new("RGB", (64, 64))))
+        hidden = name.partition("/")[0] + "/"
+        expected[hidden if hidden in ("__MACOSX/", ".cache/") else name] = value
     return expected
 
 
@@ -91,6 +113,9 @@ def _modes() -> Iterator[tuple[str, bytes, Colour]]:
     yield "lossy.webp", _encoded(plain("RGB", (120, 120, 120)), "WEBP", quality=95), (120, 120, 120)
     yield "Mixed.JpEg", _encoded(plain("RGB", (200, 100, 50)), "JPEG", quality=95), (200, 100, 50)
     yield "misnamed.jpg", _encoded(plain("RGB", (5, 105, 205))), (5, 105, 205)  # a PNG
+    for name, kind in KINDS.items():
+        yield name, _encoded(plain("RGB", (30, 60, 90)), kind), (30, 60, 90)
+    yield "grey.pgm", _encoded(plain("L", 77), "PPM"), (77, 77, 77)
     yield "bit.png", _encoded(plain("1", 1)), (255, 255, 255)
     yield "grey.jpg", _encoded(plain("L", 77), "JPEG", quality=95), (77, 77, 77)
     deep = Image.fromarray(np.full((64, 64), 0x8080, np.uint16))
@@ -164,6 +189,14 @@ def _broken() -> Iterator[tuple[str, bytes, str]]:
     yield "page.png", b"<!doctype html><title>404</title>", UNREADABLE
     yield "zeros.webp", bytes(4096), UNREADABLE
     yield "postscript.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", UNREADABLE
+    yield "notes.txt", b"A folder of faces.\n", UNREADABLE
+    yield "selected.csv", b"file,original\n", UNREADABLE
+    yield "photo.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", UNREADABLE
+    yield "drawing.svg", b"<?xml version='1.0'?><svg/>", UNREADABLE
+    yield "page.pdf", b"%PDF-1.7\n", UNREADABLE
+    yield "inner.zip", b"PK\x03\x04" + bytes(100), UNREADABLE
+    preview = _encoded(Image.new("RGB", (64, 64)), "TIFF", tiffinfo={254: 1})
+    yield "raw.nef", preview, UNREADABLE  # a small picture of the large one, which is elsewhere in the file
     yield "bomb.png", _header(60_000, 60_000), UNREADABLE
     yield "large.png", _header(8_000, 8_000), UNREADABLE  # fewer pixels than PIL itself refuses
     yield "float.tif", _encoded(Image.new("F", (64, 64), 0.5), "TIFF"), UNREADABLE

@@ -255,3 +255,21 @@ def test_a_disk_that_keeps_something_else_is_noticed_before_anything_is_removed(
         kept.save(3, state(3))
     assert {"000001.pt", "000002.pt"} <= set(names(run))
     assert "000003.pt" not in json.loads((run / "checkpoints" / "manifest.json").read_text())
+
+
+def test_room_is_asked_for_where_there_is_none_and_a_removed_folder_where_it_is_gone(tmp_path, monkeypatch):
+    with pytest.raises(NoSpace, match="put back its folder, which was removed") as refusal:
+        checkpoints.write(tmp_path / "gone" / "000001.pt", lambda handle: handle.write(b""))
+    assert "make room" not in str(refusal.value)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(NoSpace, match=r"No space left on device, .*make room"):
+        checkpoints.write(tmp_path / "000001.pt", full)
+
+    def closed(_):
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(NoSpace, match="look after its permissions"):
+        checkpoints.write(tmp_path / "000001.pt", closed)

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import multiprocessing
+import shutil
 import statistics
 from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from scipy.stats import ttest_ind
 
 import wgan_64
 import wgan_64_transferlearning
 from experiments import __main__ as commands
-from experiments import judge, lines, selection, strip, tables
+from experiments import judge, lines, selection, strip, tables, verdict
 from experiments import page as pages
 from experiments import runs as runs_
 from experiments.runs import Budget
@@ -60,16 +64,16 @@ def test_the_readme_tells_what_was_measured():
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
     league, scratch = parts["league"].runs, parts["from_scratch"].runs
     plans = {
-        "a critic that sees, `methods.projected_critic`": league["a critic that sees (Projected GAN)"],
-        "G(0, 0, 5) D(2, 0, 3)": league["D(2, 0, 3), G(0, 0, 5), the source's statistics"],
-        "fine-tune every layer": league["Model fine-tuning"],
-        "the combination, G(1, 2, 2) D(1, 2, 2)": league["Combination-D(1,2,2), G(1,2,2)"],
+        "a critic that sees, `methods.projected_critic`": league["G(0,0,5) D(0,0,5), a critic that sees"],
+        "G(0, 0, 5) D(2, 0, 3)": league["G(0,0,5) D(2,0,3), source's statistics"],
+        "fine-tune every layer": league["G(0,0,5) D(0,0,5)"],
+        "the combination, G(1, 2, 2) D(1, 2, 2)": league["G(1,2,2) D(1,2,2)"],
         "from scratch": scratch["from scratch, DiffAugment"],
     }
     for name, found in plans.items():
         kid, fid = (
             judge.mean(judge.by_seed(found, figure), 0)
-            for figure in (judge.final, lambda run: judge.last(run)["fid"])
+            for figure in (judge.final, lambda run: judge.figure(run, "fid"))
         )
         minutes = statistics.mean(run["seconds"] / 60 for run in found)
         seeds = len(judge.by_seed(found, judge.final))
@@ -86,23 +90,27 @@ def test_the_readme_tells_what_was_measured():
     assert run["hardware"] == "AMD EPYC, AVX512-BF16, 1 threads"
 
 
-def test_the_plan_that_the_readme_names_is_ahead_by_more_than_the_spread():
+def test_the_plan_that_the_readme_names_is_ahead_and_quicker():
     assert (
         "python wgan_64_freeze_layers.py --G 0 0 5 --D 2 0 3"
         in pages.PAGE.parents[1].joinpath("README.md").read_text()
     )
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
     league = parts["league"].runs
-    own = league["D(2, 0, 3), G(0, 0, 5), the source's statistics"]
-    for other in (league["Model fine-tuning"], parts["from_scratch"].runs["from scratch, DiffAugment"]):
+    own = league["G(0,0,5) D(2,0,3), source's statistics"]
+    for other in (league["G(0,0,5) D(0,0,5)"], parts["from_scratch"].runs["from scratch, DiffAugment"]):
         ends = {"own": judge.by_seed(own, judge.final), "other": judge.by_seed(other, judge.final)}
-        assert len(ends["own"]) > 1 and ", more than" in judge.lead(ends, "own", "other")
+        assert min(map(len, ends.values())) > 1
+        assert statistics.mean(ends["own"]) < statistics.mean(ends["other"])
         minutes = [statistics.mean(run["seconds"] for run in runs) for runs in (own, other)]
         assert minutes[0] < minutes[1]
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Tables.
+
+LITE0, LITE2 = runs_.JUDGES
+BY = "{}-1280-bicubic"  # how an extractor is called in scores
 
 
 @pytest.fixture
@@ -111,15 +119,22 @@ def table(tmp_path, monkeypatch, faces, source):
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
     for module in (runs_, pages):
         monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
-    monkeypatch.setattr(record, "SCORED", 64)
+    monkeypatch.setattr(record, "SCORED", 16)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
-    tiny = {"source": source, "critic_steps": 1}
+    tiny = {"source": source, "critic_steps": 1, "fast": False}
     rows = (
         Row("fine-tuned", "wgan_64_finetune", tiny, 209),
         Row("frozen", "wgan_64_freeze_layers", tiny, 225),
     )
     budget = Budget(
-        faces, faces, iterations=2, batch_size=4, score_every=1, device="cpu", out=tmp_path / "out"
+        faces,
+        faces,
+        iterations=2,
+        batch_size=4,
+        score_every=1,
+        judges=(LITE0,),
+        device="cpu",
+        out=tmp_path / "out",
     )
     table = Table("table_0", "Table 0: two plans", "The first is better.", rows)
     monkeypatch.setattr(pages, "TABLES", (table,))
@@ -144,10 +159,12 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     assert len(runs_.missing([table], replace(budget, iterations=3))) == 2
     page, html = pages.page(), pages.html()
     for row in table.rows:
-        value = judge.mean([judge.last(next(iter(selection.lines_of(row, found))))["fid"]])
-        assert f"| {row.name} | {row.published} | {value} |" in page
+        value = judge.mean([judge.final(next(iter(selection.lines_of(row, found))))])
+        assert (
+            f"| {row.name} | {value} | – |" in page and f"| {row.name} | {row.published} | {value} |" in page
+        )
         assert f"<td>{value}</td>" in html
-    assert html.count("data:image/webp") == 2 and html.count("data:image/svg") == 1 and "http" not in html
+    assert html.count("data:image/webp") == 2 and "http" not in html
 
 
 def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
@@ -174,8 +191,86 @@ def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
 
 
 def _work(results, table, budget):
-    lines.RESULTS, runs_.PICTURES, record.SCORED = results, results.with_name("pictures"), 64
+    lines.RESULTS, runs_.PICTURES, record.SCORED = results, results.with_name("pictures"), 16
     runs_.make([table], budget)
+
+
+def test_a_further_judge_scores_a_finished_run_without_training_again(table, monkeypatch, capsys):
+    table, budget = table
+    runs_.make([table], budget)
+    for row in table.rows:
+        monkeypatch.setattr(runs_.module(row.script), "main", None)
+    monkeypatch.setattr(runs_, "judge", lambda scores: "another")  # so that its own judge comes again
+    runs_.make([table], budget)
+    for line, again in zip(lines.read("run"), lines.read("judged"), strict=True):
+        own, again = line["scores"][-1], again["scores"]
+        assert again["step"] == 2 and again["kid"] == pytest.approx(own["kid"], rel=1e-6)
+        assert again["heldout"]["n_real"] == 8
+    monkeypatch.undo()
+
+
+def test_each_run_has_each_judge_once_and_the_page_shows_them_side_by_side(table, capsys):
+    table, budget = table
+    both = replace(budget, judges=(LITE2, LITE0))
+    assert runs_.wanted([table], both) == runs_.wanted([table], budget), "whoever judges, it is the same run"
+    runs_.make([table], budget)
+    capsys.readouterr()
+    runs_.make([table], replace(both, dry_run=True))
+    told = capsys.readouterr().out
+    assert "0 runs are missing" in told and told.count(f"(to be scored by {LITE2})") == 2
+    for _ in range(2):
+        runs_.make([table], both)
+    assert len(lines.read("run")) == len(lines.read("judged")) == 2
+    page = pages.page()
+    for row, line in zip(table.rows, selection.runs(), strict=True):
+        first, second = (judge.mean([judge.final(line, name)]) for name in (LITE0, LITE2))
+        assert line["judged"][0]["extractor"].startswith(LITE2) and first != second
+        assert f"| {row.name} | {row.published} | {first} | {second} |" in page
+    short, *_ = selection.at_each_score(line)
+    assert judge.final(short, LITE2) is None and judge.final(short) is not None
+    shutil.rmtree(budget.out)
+    lines.RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines.read("run")))
+    capsys.readouterr()
+    runs_.make([table], both)
+    assert "2 scores by further judges cannot be added" in capsys.readouterr().out
+
+
+def test_a_run_is_not_judged_by_what_it_saw_through(monkeypatch, tmp_path):
+    saw = Row("it sees", "projected_critic", {"features": LITE0})
+    budget = Budget(judges=(LITE0, LITE2))
+    assert runs_.settings_of(saw, 0, budget).extractor == LITE2
+    assert runs_.settings_of(Row("", "wgan_64_finetune"), 0, budget).extractor == LITE0
+    share({"settings": {"features": LITE2}}, tmp_path / "source.safetensors")
+    after = Row("", "wgan_64_finetune", {"source": tmp_path / "source.safetensors"})
+    assert runs_.seen(runs_.settings_of(after, 0, budget)) == [LITE2]
+
+    old = run_of("projected_critic", "any", features=LITE0)
+    assert runs_.seen_by(old) == [LITE0] and runs_.seen_by(old | {"seen": [LITE2]}) == [LITE2]
+    also = {"hardware": "", "run": "a", "seconds": 1, "learning": 1, "images": {"count": 9}}
+    scores = {"step": 300, "fid": 1.0, "kid": 0.001, "heldout": None, "precision": 0.5, "coverage": 0.25}
+    scores |= {"diversity": 1.0, "memorisation": {"copies": 0.125}, "n_generated": 9}
+    old |= also | {"scores": [scores | {"extractor": BY.format(LITE0)}]}
+    fair = run_of("wgan_64_finetune", "any") | also | {"run": "b"}
+    fair |= {"scores": [scores | {"kid": 0.002, "extractor": BY.format(LITE0)}]}
+    for line in (old, fair):
+        line["settings"]["reference"] = None
+    twos = [{"run": run, "hardware": "", "scores": scores | {"extractor": BY.format(LITE2)}} for run in "ab"]
+    found = {"run": [old, fair], "judged": twos}
+    monkeypatch.setattr(lines, "read", lambda kind: found.get(kind, []))
+    monkeypatch.setattr(pages, "TABLES", (Table("", "", "", (saw, Row("fair", "wgan_64_finetune"))),))
+    (part,) = pages.sections()[0].parts
+    for row, kids in zip(part.rows, (["–¹", "1.0"], ["2.0", "1.0"]), strict=True):
+        named = dict(zip(part.head, row, strict=True))
+        assert [named["KID x 1000, Lite0"], named["KID x 1000, Lite2"]] == kids
+        assert (named["coverage"], named["copies"]) == (("–¹", "–¹") if kids[0] == "–¹" else ("0.25", "0.12"))
+    assert part.footnotes == [f"¹ Trained through `{LITE0}`, which does not judge it."]
+    assert judge.ranked(part.runs)[1] == ["fair"] and len(judge.ranked(part.runs, LITE2)[1]) == 2
+    assert judge.best(old) is None and "it sees" not in " ".join(part.verdict)
+
+
+def share(card, path):
+    """A model's file of nothing but its card."""
+    save_file({"G.x": torch.zeros(1)}, path, {"card": json.dumps({"iterations": 1, **card})})
 
 
 def test_seeds_and_budgets_are_runs_of_their_own(table):
@@ -254,16 +349,23 @@ def test_every_table_of_the_dissertation_can_be_run():
 
 def line_of(name, ends, published=None, seed=0):
     scores = [
-        {"step": 10 * (i + 1), "kid": end / 1000, "heldout": None, "precision": end / 10}
+        {
+            "step": 10 * (i + 1),
+            "kid": end / 1000,
+            "heldout": None,
+            "precision": end / 10,
+            "extractor": BY.format(LITE0),
+        }
         for i, end in enumerate(ends)
     ]
     return Row(name, "wgan_64", {}, published), [
         {
+            "script": "wgan_64",
             "scores": scores,
             "learning": 1234,
             "seconds": 120,
             "hardware": "one",
-            "settings": {"seed": seed},
+            "settings": {"seed": seed, "iterations": 10 * len(ends)},
         }
     ]
 
@@ -275,8 +377,8 @@ def test_the_verdict_follows_from_the_figures(ends, said):
     rows, runs = zip(
         line_of("first", [9.0, ends[0]], 195), line_of("second", [0.5, ends[1]], 225), strict=True
     )
-    text = " ".join(judge.verdict(rows, {"first": runs[0], "second": runs[1]}, {"kid": 0.0015}))
-    assert said in text and "1 of 2 runs had a better score before" in text and "one seed of each" in text
+    text = " ".join(verdict.verdict(rows, {"first": runs[0], "second": runs[1]}, {"kid": 0.0015}))
+    assert said in text and "1 of 2 runs had a better score before" in text and "both have one seed" in text
     assert f"By precision {'second' if ends[1] > ends[0] else 'first'} is first (0.20)" in text
     assert "1 of 2 are better than the source itself (1.5)." in text
     assert "leads by 1.0" in text and "learns 1,234 numbers and took 2 minutes" in text
@@ -289,7 +391,7 @@ def test_minutes_are_of_a_machine():
     assert pages.minutes(runs[1:], ["new", "old"]) == "15 ± 1 b"
     (first, quick), (second, slow) = line_of("first", [1.0]), line_of("second", [2.0])
     slow[0]["hardware"] = "other"
-    text = " ".join(judge.verdict((first, second), {"first": quick, "second": slow}))
+    text = " ".join(verdict.verdict((first, second), {"first": quick, "second": slow}))
     assert "learns 1,234 numbers, the second 1,234." in text and "minutes" not in text
 
 
@@ -301,50 +403,67 @@ def section_of(key, **scripts):
         runs[rows[-1].name] = [
             run for seed, end in enumerate(ends) for run in line_of("", [end + 9, end, end + 1], seed=seed)[1]
         ]
-    budget = Spent("3 iterations", "96", None, "lite", None)
-    part = pages.Part("3 iterations", "", (), [], [], budget, rows, runs)
+    budget = Spent(3, 16, "96", None, None)
+    part = pages.Part("3 iterations", "", (), [], [], [], budget, rows, runs)
     return pages.Section(Table(key, key, "", tuple(rows)), [part])
 
 
-def test_the_page_opens_with_what_one_asks_and_what_the_runs_answer():
-    combination, scale_shift = "row of wgan_64_transferlearning", "row of wgan_64_scale_shift"
-    three = dict(wgan_64_finetune=[2.0, 4.0], wgan_64_transferlearning=[7.0], wgan_64_scale_shift=[8.0])
-    found = [
-        section_of("table_11", **three),
-        section_of("league", **three),
-        section_of("from_scratch", wgan_64_transferlearning=[1.0], wgan_64=[9.0]),
-        section_of("learning_rate", wgan_64_transferlearning=[5.0], wgan_64=[3.0, 4.0]),
-    ]
-    wins, loses, first, peaks, defaults = (" ".join(said) for _, said in judge.answers(found))
-    assert "it is number 2 of 3 (8.0), behind row of wgan_64_finetune (4.0 ± 1.4) by 4.0, more than" in wins
-    assert "it is number 3 of 3 (9.0), behind" in loses
-    assert "row of wgan_64_finetune is first of 4 (4.0 ± 1.4), ahead of row of wgan_64 (10.0) by 6.0" in first
-    assert "By precision row of wgan_64 is first (1.00)" in first
-    assert f"20 ({combination})" in peaks and f"20 ({scale_shift})" in peaks
-    assert "5 of 5 runs had a better score before their end, by 1.0 in the median and 1.0 at most." in peaks
-    assert (
-        f"learning_rate: after 3 iterations row of wgan_64 (4.5 ± 0.7) leads {combination} (6.0)" in defaults
+def test_the_verdicts_say_which_row_is_where():
+    finetune, combination = "row of wgan_64_finetune", "row of wgan_64_transferlearning"
+    ends = dict(wgan_64_finetune=[2.0, 4.0], wgan_64_transferlearning=[1.0], wgan_64=[8.0])
+    (part,) = section_of("league", **ends).parts
+    assert f"{combination} is first of 3 (2.0), ahead of {finetune} (4.0 ± 1.4) by 2.0 (no" in verdict.wins(
+        part
     )
-    (ahead,) = judge.stands(found[0].parts, "wgan_64_finetune")
-    assert "it is first of 3 (4.0 ± 1.4), ahead of row of wgan_64_transferlearning (8.0)" in ahead
-    assert judge.answers([section_of("table_11", wgan_64_finetune=[2.0])]) == []
+    assert "and of row of wgan_64 (9.0) by 7.0 (no test" in verdict.wins(part)
+    assert f"{combination} is first of 3 (2.0), ahead of {finetune} (4.0" in verdict.sentence(part)
+    section = section_of("learning_rate", wgan_64_transferlearning=[5.0], wgan_64=[3.0, 4.0])
+    (text,) = verdict.winners(section)
+    assert f"After 3 iterations row of wgan_64 (4.5 ± 0.7) leads {combination} (6.0)" in text
+    assert verdict.sentence(section_of("table_11", wgan_64_finetune=[2.0]).parts[0]) == ""
 
 
-@pytest.mark.parametrize("spread, said", [(1.0, "5.0, more than"), (9.0, "5.0, no more than")])
-def test_a_lead_is_held_against_the_spread_of_the_seeds(spread, said):
-    row, runs = line_of("first", [1.0 - spread])
-    runs += line_of("first", [1.0 + spread], seed=1)[1]
+def test_a_lead_is_what_a_test_says():
+    ends = {
+        "a": [1.0, 2.0, 3.0],
+        "b": [4.0, 5.0, 9.0],
+        "c": [20.0, 21.0, 22.0],
+        "alone": [0.0],
+        "other": [7.0],
+    }
+    plain = {
+        pair: ttest_ind(ends[pair[0]], ends[pair[1]], equal_var=False).pvalue for pair in ("ab", "ac", "bc")
+    }
+    assert plain["ac"] < plain["bc"] < plain["ab"]
+    found = verdict.tested(ends)
+    holm = {"ac": 3 * plain["ac"], "bc": 2 * plain["bc"], "ab": plain["ab"]}
+    assert found == {frozenset(pair): pytest.approx(p) for pair, p in holm.items()}
+    assert verdict.lead(ends, "a", "c").startswith("by 19.0 (the test tells them apart: p = 6.1e-05")
+    assert verdict.lead(ends, "a", "c").endswith(", corrected for 3 pairs)")
+    assert "by 4.0 (the test does not tell them apart: p = 0.1" in verdict.lead(ends, "a", "b")
+    assert verdict.lead(ends, "alone", "a") == "by 2.0 (no test is possible: one has one seed)"
+    assert verdict.lead(ends, "alone", "other") == "by 7.0 (no test is possible: both have one seed)"
+    assert verdict.tested({"a": [1.0, 1.0], "b": [2.0, 2.0]}) == {frozenset("ab"): 1.0}
+
+
+def test_correction_never_turns_an_order_round():
+    ends = {"a": [0.0, 1.0, 2.0], "b": [3.0, 4.0, 5.0], "c": [3.1, 4.1, 5.1]}
+    found = verdict.tested(ends)
+    assert found[frozenset("ab")] >= found[frozenset("ac")] and max(found.values()) <= 1
+
+
+def test_seeds_are_compared_not_machines():
+    row, runs = line_of("first", [1.0])
+    runs += line_of("first", [2.0], seed=1)[1]
     other, others = line_of("second", [6.0])
     others += line_of("second", [5.0])[1] + line_of("second", [7.0])[1]  # its seed on other machines
-    third, wide = line_of("third", [100.0])
-    wide += line_of("third", [900.0], seed=1)[1]
-    text = " ".join(judge.verdict((row, other, third), {"first": runs, "second": others, "third": wide}))
-    assert f"leads by {said} the seeds' spread ({2**0.5 * spread:.1f}); one of the two has one seed" in text
+    text = " ".join(verdict.verdict((row, other), {"first": runs, "second": others}))
+    assert "leads by 4.5 (no test is possible: one has one seed)" in text
 
 
 def run_of(script, source, seed=0, **settings):
     """A line as runs_.make writes it, with what groups look at."""
-    own = {"images": "96", "reference": "held", "extractor": "lite", "seed": seed}
+    own = {"images": "96", "reference": "held", "extractor": LITE0, "seed": seed}
     size = {"iterations": 300, "batch_size": 16}
     given = runs_.chosen(Row("", script, size | settings))
     plain = plain_settings(runs_.module(script).Settings(**given))
@@ -372,8 +491,9 @@ def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_be
 def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkeypatch):
     rows = tuple(Row(script, script) for script in ("wgan_64_finetune", "wgan_64_freeze_layers"))
     monkeypatch.setattr(pages, "TABLES", (Table("", "", "", rows),))
-    scores = [{"step": 1, "fid": 1.0, "kid": 1.0, "n_generated": 9, "extractor": "lite", "diversity": 1.0}]
+    scores = [{"step": 1, "fid": 1.0, "kid": 1.0, "n_generated": 9, "diversity": 1.0}]
     scores[0] |= {"heldout": None, "precision": 0.5, "memorisation": {"near_copies": 0.0}}
+    scores[0] |= {"extractor": BY.format(LITE0)}
     also = {
         "scores": scores,
         "hardware": "",
@@ -435,12 +555,13 @@ def test_runs_with_an_earlier_clip_stand_beside_todays_and_in_no_table(monkeypat
     monkeypatch.setattr(pages, "TABLES", (Table("", "One", "", rows), Table("", "Two", "", rows)))
 
     def run(kid, seed=0, steps=(300,), **more):
-        scores = [{"step": step, "kid": kid / 1000, "heldout": None} for step in steps]
+        scores = {"kid": kid / 1000, "heldout": None, "extractor": BY.format(LITE0)}
+        scores = [{"step": step, **scores} for step in steps]
         line = run_of("wgan_64_finetune", "any", seed, iterations=steps[-1])
         return line | {"scores": scores, "seconds": 1.0} | more
 
     found = {"run": [run(3.0), run(5.0, 1, (300, 600))], "superseded": [run(9.0, clip="scaled", run="a")]}
-    monkeypatch.setattr(lines, "read", lambda kind: found[kind])
+    monkeypatch.setattr(lines, "read", lambda kind: found.get(kind, []))
     assert "| One: fine-tuned | 300 iterations of 16 images | 9.0 (1) | 4.0 ± 1.4 (2) |" in pages.clips()
     assert "Two" not in pages.clips() and "frozen" not in pages.clips()
     found["superseded"] = []

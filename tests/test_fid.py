@@ -144,7 +144,7 @@ def test_unreadable_files_are_left_out_and_named(folders, tmp_path):
         assert set(scores.left_out) == {f"{real}: 002a.png", f"{real}: 003a.png"}
     broken = write(tmp_path / "broken", images(1))
     (broken / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"1 readable \('a.png': not an image\)"):
+    with pytest.raises(UserError, match=r"1 readable \('a.png': not in an image format"):
         fid.score(broken, real, extractor=tiny())
 
 
@@ -177,6 +177,16 @@ def test_images_of_other_sizes_are_noted_and_can_be_brought_to_one(folders, tmp_
         not any("sizes" in note for note in scores.notes) and scores.resize == "centre square 64, bilinear 8"
     )
     assert same(scores, fid.score(images(9, 1), Images.load(mixed), extractor=tiny(), size=64))
+
+
+def test_the_note_on_sizes_looks_at_every_image(folders, tmp_path):
+    made, _ = folders
+    mixed = write(tmp_path / "mixed", images(4, 2))
+    for side in (30, 40, 50):
+        Image.fromarray(images(1, 5, side)[0].permute(1, 2, 0).numpy()).save(mixed / f"x{side}.png")
+    for _ in range(2):  # measured, and from the cache
+        notes = fid.score(made, mixed, extractor=tiny()).notes
+        assert any("different sizes, 4 from 30x30 to 64x64" in note for note in notes)
 
 
 # The cache.
@@ -248,7 +258,7 @@ def test_a_damaged_cache_file_is_computed_anew(folders, cache):
         assert same(fid.score(made, real, extractor=tiny()), expected)
     values = {
         "rows": np.arange(7),
-        "shape": (64, 64),
+        "shapes": [(64, 64)],
         "names": np.array([], str),
         "reasons": np.array([], str),
     }
@@ -286,12 +296,56 @@ def test_statistics_give_the_same_distance(folders, tmp_path):
         np.testing.assert_allclose(file["sigma"][:], np.cov(features.values.double().numpy(), rowvar=False))
 
 
+def saved(path: Path, source: Path, size: int | None) -> Path:
+    found = statistics.extract(Set.of(source, "real", size), tiny())
+    statistics.save(path, metrics.Gaussian.of(found.values), tiny(), size)
+    return path
+
+
+def test_statistics_are_compared_at_the_size_that_their_images_were_brought_to(folders, tmp_path):
+    made, real = write(tmp_path / "m", images(9, 1, 96)), write(tmp_path / "r", images(7, 2, 96))
+    plain, small = saved(tmp_path / "plain.npz", real, None), saved(tmp_path / "small.npz", real, 32)
+    assert (statistics.brought_to(plain), statistics.brought_to(small)) == (0, 32)
+    expected = [fid.score(made, real, extractor=tiny(), size=size) for size in (None, 32)]
+    for path, like in zip((plain, small), expected, strict=True):
+        scores = fid.score(made, path, extractor=tiny())
+        assert scores.training.fid == pytest.approx(like.training.fid, rel=1e-6)
+        assert scores.resize == like.resize
+    assert abs(expected[0].training.fid - expected[1].training.fid) > 1e-3
+    assert fid.score(real, small, extractor=tiny(), size=32).training.fid == pytest.approx(0, abs=1e-6)
+    for sets, size in (((made, small), 64), ((made, plain), 32), ((made, plain, small), None)):
+        with pytest.raises(UserError, match=r"npz is of images .*: write it again with --save"):
+            fid.score(*sets, extractor=tiny(), size=size)
+
+
+def test_statistics_are_known_by_their_content(folders, tmp_path):
+    made, real = folders
+    path = saved(tmp_path / "stats", real, None)
+    assert statistics.is_statistics(path) and fid.score(made, path, extractor=tiny()).training.n_real == 7
+    for other in (real, tmp_path / "nowhere", made / "000.png"):
+        assert not statistics.is_statistics(other)
+    with zipfile.ZipFile(tmp_path / "real.zip", "w") as archive:
+        archive.write(real / "000.png", "000.png")
+    assert not statistics.is_statistics(tmp_path / "real.zip")
+
+
+def test_statistics_that_may_not_be_read_are_said_to_be_that(folders, tmp_path, monkeypatch):
+    path = saved(tmp_path / "real.npz", folders[1], None)
+
+    def closed(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", closed)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        statistics.read(path, tiny())
+
+
 def test_statistics_of_pytorch_fid_are_read(folders, tmp_path):
     values = statistics.extract(Set.of(folders[1], "real"), tiny()).values.double().numpy()
     np.savez_compressed(tmp_path / "theirs.npz", mu=values.mean(0), sigma=np.cov(values, rowvar=False))
     scores = fid.score(folders[0], tmp_path / "theirs.npz", extractor=tiny())
     assert scores.training.fid == pytest.approx(fid.score(*folders, extractor=tiny()).training.fid, rel=1e-6)
-    assert scores.training.n_real is None
+    assert scores.training.n_real is None and "does not say what size" in " ".join(scores.notes)
     str(scores), scores.table()
 
 

@@ -10,7 +10,7 @@ import pytest
 import fid.__main__ as cli
 from fid import extractors
 from tests.conftest import pretrained
-from tests.stand_ins import tiny
+from tests.stand_ins import images, tiny, write
 from transfer import UserError, shared
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,7 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(extractors, "load", lambda *_: tiny())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "GENERATED", tmp_path / "generated_image")
 
 
 def run(*paths: Path, **options) -> None:
@@ -40,7 +41,7 @@ def test_what_is_left_out_is_said(folders, capsys):
     (folders[0] / "x.png").write_bytes(b"no image")
     run(*folders, json=True)
     out, err = capsys.readouterr()
-    assert "x.png" in err and "not an image" in err and json.loads(out)["left_out"]
+    assert "x.png" in err and "not in an image format" in err and json.loads(out)["left_out"]
 
 
 def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):
@@ -48,6 +49,28 @@ def test_statistics_are_saved_and_scored(folders, tmp_path, capsys):
     assert "7 images" in capsys.readouterr().out
     run(folders[0], tmp_path / "real.npz", json=True)
     assert json.loads(capsys.readouterr().out)["n_real"] == 7
+    run(folders[1], save=tmp_path / "stats", size=32)
+    capsys.readouterr()
+    run(folders[0], tmp_path / "stats", json=True)
+    assert json.loads(capsys.readouterr().out)["resize"].startswith("centre square 32")
+
+
+def test_a_runs_grids_are_not_scored_as_images(folders, tmp_path):
+    grids = write(tmp_path / "0001-run" / "samples", images(3, 1, side=128)).parent
+    for name in ("settings.json", "reals.png"):
+        (grids / name).write_text("{}")
+    for given in (grids, grids / "samples"):
+        with pytest.raises(UserError, match=f"--model {grids}"):
+            run(given, folders[1])
+
+
+def test_keep_says_at_once_where_there_is_no_room_and_what_helps(folders, source, tmp_path):
+    (tmp_path / "generated_image").mkdir()
+    (tmp_path / "generated_image" / "mine.png").write_text("mine")
+    with pytest.raises(UserError, match=r"generated_image is not empty.*move what is in it"):
+        run(folders[1], model=source, count=6, keep=True)
+    (tmp_path / "generated_image" / "mine.png").rename(tmp_path / "mine.png")
+    run(folders[1], model=source, count=6, keep=True, nearest=None)
 
 
 def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys):

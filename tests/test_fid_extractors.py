@@ -94,6 +94,16 @@ def test_without_weights_or_a_connection_one_sentence_says_what_to_do(home):
     assert "\n" not in str(error.value)
 
 
+def test_inception_in_parts_is_inception(weights):
+    network = extractors.load("inception", weights, CPU)
+    x = torch.rand(1, 3, 299, 299)
+    maps = network.maps(2 * x - 1, 299)
+    assert [each.shape[1:] for each in maps] == [
+        (64, 147, 147), (192, 71, 71), (288, 35, 35), (768, 17, 17), (2048, 8, 8),
+    ]  # fmt: skip
+    torch.testing.assert_close(maps[-1].mean((2, 3)), network.network(x.clone()), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["inception", "efficientnet_lite0"])
 def test_other_weights_are_refused(name, tmp_path):
     package = {"inception": "pytorch_fid", "efficientnet_lite0": "efficientnet_lite_pytorch"}[name]

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +15,8 @@ from tests.corpus import UNREADABLE, broken_corpus
 from tests.runs import ROOT
 from transfer import UserError
 from transfer.augment import Augment, diff_augment, jitter, mirror, rotate_and_crop
-from transfer.images import (
-    Images,
-    Unreadable,
-    find,
-    grid,
-    square,
-    to_float,
-    to_uint8,
-)
+from transfer.images import NAMED, Images, grid, to_float, to_uint8
+from transfer.reading import Unreadable, find, square
 
 
 def test_sub_folders_are_labels(faces, tmp_path):
@@ -52,18 +46,105 @@ def test_a_folder_and_a_zip_of_it_are_the_same_images(faces, tmp_path):
     assert torch.equal(folder.pixels, archive.pixels) and folder.fingerprint == archive.fingerprint
     assert folder.pixels.shape == (8, 3, 64, 64) and folder.pixels.dtype == torch.uint8
     assert folder.names == tuple(f"{index}.png" for index in range(8))
+    assert archive.unreadable.keys() == {"__MACOSX/", "readme.txt"}
 
 
-def test_nested_folders_and_upper_case_endings_count_and_hidden_files_do_not(faces, tmp_path):
-    image = Image.open(faces / "0.png")
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    image.save(tmp_path / "a" / "b" / "x.PNG")
-    image.convert("RGB").save(tmp_path / "Y.JpEg")
-    image.save(tmp_path / ".hidden.png")
-    assert [file.name for file in find(tmp_path)] == ["Y.JpEg", "a/b/x.PNG"]
+def test_what_is_hidden_is_named_once_and_not_read(faces, tmp_path):
+    image = (faces / "0.png").read_bytes()
+    for name in ("a/b/x.PNG", "Y", ".hidden.png", "a/.git/b/1.png", "a/.git/2.png", "__MACOSX/._x.PNG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(image)
+    images = Images.load(tmp_path)
+    assert images.names == ("Y", "a/b/x.PNG")
+    assert images.unreadable == dict.fromkeys((".hidden.png", "__MACOSX/", "a/.git/"), "hidden")
 
 
-def test_a_broken_file_is_named_and_left_out(faces, tmp_path):
+def test_folders_that_links_lead_to_are_read_once(faces, tmp_path):
+    image = (faces / "0.png").read_bytes()
+    for name in ("here/sub/a.png", "elsewhere/more/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(image)
+    here = tmp_path / "here"
+    links = {"again": "here/sub", "away": "elsewhere", "away-again": "elsewhere/more", "up": "."}
+    for name, target in {**links, "sub/loop": "here"}.items():
+        (here / name).symlink_to(tmp_path / target)
+    images = Images.load(here)
+    assert images.names == ("away/more/b.png", "sub/a.png")
+    assert images.unreadable == {
+        "again/": "the same folder as 'sub/'",
+        "away-again/": "the same folder as 'away/more/'",
+        **dict.fromkeys(("up/", "sub/loop/"), "a link to a folder that holds it"),
+    }
+
+
+def test_a_folder_that_may_not_be_listed_is_named_and_one_of_its_own_is_refused(faces, tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "0.png").write_bytes((faces / "0.png").read_bytes())
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    images = Images.load(tmp_path)
+    assert images.names == ("0.png",) and "Permission denied" in images.unreadable["closed/"]
+    with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\): look after its perm"):
+        find(tmp_path / "closed")
+
+
+def test_names_in_a_zip_may_begin_in_any_way(faces, tmp_path):
+    names = ["./a.png", "./b/./c.png", "/d.png", "../e.png", "..f.png", "g\\h.png", "./.hidden.png"]
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for name in names:
+            member = zipfile.ZipInfo("x")
+            member.filename = name
+            archive.writestr(member, (faces / "0.png").read_bytes())
+    images = Images.load(tmp_path / "faces.zip")
+    assert images.names == ("../e.png", "a.png", "b/c.png", "d.png", "g/h.png")
+    assert images.unreadable == {"..f.png": "hidden", ".hidden.png": "hidden"}
+
+
+def test_an_encrypted_file_of_a_zip_is_named(faces, tmp_path):
+    path = tmp_path / "faces.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(faces / "0.png", "open.png")
+        archive.write(faces / "1.png", "shut.png")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    images = Images.load(path)
+    assert images.names == ("open.png",) and "unpack it with its password" in images.unreadable["shut.png"]
+
+
+@pytest.mark.parametrize("marks", [("settings.json", "checkpoints/manifest.json"), ("log.jsonl",)])
+def test_a_runs_grids_are_no_images(marks, faces, tmp_path):
+    for name in ("own/0.png", "runs/0001-x/reals.png", "runs/0001-x/samples/000000.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((faces / "0.png").read_bytes())
+    run = tmp_path / "runs" / "0001-x"
+    for mark in marks:
+        (run / mark).parent.mkdir(exist_ok=True)
+        (run / mark).write_text("{}")
+    images = Images.load(tmp_path)
+    assert images.names == ("own/0.png",) and "grids" in images.unreadable["runs/0001-x/"]
+    for place in (run, run / "samples"):
+        with pytest.raises(UserError, match=f"grids of many images: .*--model {run}"):
+            find(place)
+
+
+def test_of_many_files_that_are_left_out_the_first_are_named(faces, tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes((faces / "0.png").read_bytes())
+    for index in range(NAMED + 2):
+        (tmp_path / f"{index:03}.txt").write_text("a face")
+    images = Images.load(tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("left out: '0") == NAMED and "left out: 2 more" in said
+    assert str(images) == f"1 images, {NAMED + 2} other files left out"
+
+
+def test_a_broken_file_is_named_and_left_out(faces, tmp_path, capsys):
     whole = (faces / "0.png").read_bytes()
     (tmp_path / "whole.png").write_bytes(whole)
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -73,7 +154,8 @@ def test_a_broken_file_is_named_and_left_out(faces, tmp_path):
     images = Images.load(tmp_path)
     assert images.names == ("whole.png",)
     assert images.unreadable.keys() == {"cut.png", "empty.png", "text.jpg", "gone.png"}
-    assert "'text.jpg' (not an image)" in str(images)
+    assert "left out: 'text.jpg' (not in an image format" in capsys.readouterr().out
+    assert str(images) == "1 images, 4 other files left out"
 
 
 def test_of_broken_images_the_same_count_in_the_scripts_and_in_fid(tmp_path):

@@ -1,5 +1,6 @@
 """Layers under a policy: they start as the source, learn what the plan names, keep to the clip."""
 
+import re
 from typing import get_args
 
 import numpy as np
@@ -287,6 +288,20 @@ def test_a_clip_below_the_source_kernels_is_refused(networks):
     weights.Clip(D, 0.01, carried=True)
     with pytest.raises(UserError, match="give at least that"):
         weights.Clip(D, 0.001, carried=True)
+
+
+@pytest.mark.parametrize("largest", [0.01234561, 0.01234569, 0.0999999999, 3e-7, 123.456789])
+def test_the_bound_that_a_refusal_names_is_accepted(networks, largest):
+    _, D = transferred(networks, (1, 2, 2))
+    with torch.no_grad():
+        for layer in layers_of(D):
+            layer.kernel.weight.mul_(1e-9)
+        D.conv1.weight[0, 0, 0, 0] = largest
+    with pytest.raises(UserError) as refusal:
+        weights.Clip(D, largest / 2, carried=True)
+    named = float(re.search(r"kernels up to (\S+): give", str(refusal.value))[1])
+    weights.Clip(D, named, carried=True)
+    assert named == pytest.approx(largest, rel=2e-5)
 
 
 def test_a_clip_is_held_against_the_largest_kernel_of_the_source_alone(networks):

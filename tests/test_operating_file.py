@@ -118,7 +118,7 @@ def test_unreadable_draws_are_replaced_until_none_are_left(numbered, tmp_path, c
     assert run("select", numbered, tmp_path / "all", "--count", 20) == 0
     capsys.readouterr()
     before = snapshot(tmp_path)
-    assert "20 of the 25 images" in refused(capsys, "select", numbered, tmp_path / "more", "--count", 21)
+    assert "20 of the 25 files" in refused(capsys, "select", numbered, tmp_path / "more", "--count", 21)
     assert snapshot(tmp_path) == before
 
 
@@ -150,10 +150,11 @@ def test_a_box_is_cut_out_before_the_square_and_images_that_do_not_hold_it_are_s
         (("numbered", "numbered"), "give a new or an empty folder"),
         (("numbered", "full/file/below"), "give another folder"),
         (("nowhere", "target"), "nowhere"),
-        (("full", "target"), "holds no image"),
+        (("full", "target"), "0 of the 1 files in full"),
+        (("empty", "target"), "holds no image"),
         (("full/file", "target"), "neither a folder nor a zip"),
         (("numbered", "target", "--count", 0), "at least 1"),
-        (("numbered", "target", "--count", 26), "holds 25 images"),
+        (("numbered", "target", "--count", 26), "holds 25 files"),
         (("numbered", "target", "--size", 0), "at least 1"),
         (("numbered", "target", "--seed", -1), "at least 0"),
         (("numbered", "target", "--box", 5, 5, 5, 9), "give left, upper"),
@@ -167,6 +168,7 @@ def test_select_refuses_in_one_sentence_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("here already")
+    (tmp_path / "empty").mkdir()
     before = snapshot(tmp_path)
     assert mended in refused(capsys, "select", *words)
     assert snapshot(tmp_path) == before
@@ -213,7 +215,8 @@ def test_inspect_counts_names_what_is_unreadable_and_groups_duplicates(corpus, c
     assert run("inspect", folder) == 0
     lines = capsys.readouterr().out.splitlines()
     broken = {name for name, value in expected.items() if value == UNREADABLE}
-    assert lines[0] == f"{folder}: {len(expected)} images, {len(expected) - len(broken)} readable"
+    readable = len(expected) - len(broken)
+    assert lines[0] == f"{folder}: {len(expected)} files, {readable} of them readable images"
     assert f"unreadable: {len(broken)}" in lines
     for name in broken:
         assert any(line.startswith(f"  {name!r}: ") for line in lines)
@@ -228,12 +231,48 @@ def test_duplicates_are_those_of_pixels_not_of_files(tmp_path, capsys):
         image.save(tmp_path / name)
     image.resize((4, 16)).save(tmp_path / "other-shape.png")
     assert run("inspect", tmp_path) == 0
-    report = capsys.readouterr().out
-    assert "exact duplicates: 2\n  'a.png' = 'b.bmp' = 'c.tif'" in report and "other-shape" not in report
+    same = capsys.readouterr().out.partition("exact duplicates: ")[2]
+    assert same.startswith("2\n  'a.png' = 'b.bmp' = 'c.tif'") and "other-shape" not in same
 
 
 def test_inspect_of_nothing_is_refused(tmp_path, capsys):
     assert "holds no image" in refused(capsys, "inspect", tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# preview
+
+
+def test_a_preview_shows_rows_of_images_and_columns_of_draws(faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("preview", faces, "--augment", "flip", "--images", 3, "--draws", 5) == 0
+    assert "3 images, each with 5 draws of flip" in capsys.readouterr().out
+    picture = np.asarray(Image.open("preview-flip.png"))
+    assert picture.shape == (3 * 64, 6 * 64, 3)
+    first, *draws = np.split(picture.reshape(3, 64, 6, 64, 3).swapaxes(1, 2), 6, axis=1)
+    shown = {first[row].tobytes() for row in range(3)}
+    assert len(shown) == 3 and shown <= {Image.open(path).tobytes() for path in faces.iterdir()}
+    mirrored = [(draw[row] == first[row, :, :, ::-1]).all() for draw in draws for row in range(3)]
+    same = [(draw[row] == first[row]).all() for draw in draws for row in range(3)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 0 < sum(mirrored) < 15
+    assert run("preview", faces, "--augment", "flip", "--images", 3, "--draws", 5, "--to", "again.png") == 0
+    assert Path("again.png").read_bytes() == Path("preview-flip.png").read_bytes(), "the seed's"
+
+
+def test_a_preview_refuses_in_one_sentence(faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("preview-diffaugment.png").write_text("mine")
+    assert "nothing is overwritten" in refused(capsys, "preview", faces)
+    assert Path("preview-diffaugment.png").read_text() == "mine"
+    assert "--draws is 0: give at least 1" in refused(capsys, "preview", faces, "--draws", 0)
+    assert "cannot be written" in refused(capsys, "preview", faces, "--to", "nowhere/a.png")
+
+
+def test_a_name_that_is_too_long_is_refused(numbered, tmp_path, capsys):
+    name = "x" * 300
+    for words in (("select", numbered, tmp_path / name), ("select", tmp_path / name, tmp_path / "target")):
+        assert "long" in refused(capsys, *words)
+    assert "long" in refused(capsys, "inspect", tmp_path / name)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -655,7 +694,7 @@ def test_the_shipped_cartoons_are_96_different_faces_of_64_pixels(capsys):
     assert sorted(os.listdir(folder)) == sorted([f"{index:02d}.png" for index in range(96)] + ["README.md"])
     assert run("inspect", folder) == 0
     report = capsys.readouterr().out
-    assert "96 images, 96 readable\nsizes: 1\n  64 x 64: 96\nmodes: 1\n  RGB: 96\n" in report
+    assert "97 files, 96 of them readable images\nsizes: 1\n  64 x 64: 96\nmodes: 1\n  RGB: 96\n" in report
     assert "exact duplicates: 0" in report
     assert "creativecommons.org/licenses/by/4.0" in (folder / "README.md").read_text()
 

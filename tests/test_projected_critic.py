@@ -11,7 +11,7 @@ from PIL import Image
 import fid
 from experiments.resume import equal
 from methods import projected_critic
-from methods.projected_critic import Discriminator, Head, Spectral, blurred
+from methods.projected_critic import Balance, Head, Spectral, blurred, coarse
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
 from transfer.adapters import Adapter, applied
@@ -41,15 +41,21 @@ def fingerprint(extractor):
 
 
 def test_the_features_are_frozen_and_everything_else_learns(settings, source):
+    settings = replace(settings, D=Split(0, 0, 5), rest=0.0)
     seen = fid.load(settings.features, device="cpu")
     before = fingerprint(seen)
     run = projected_critic.main(settings)
     assert fingerprint(seen) == before
-    end, start = newest(run), Source.read(source)
-    assert any(not torch.equal(end["G"][key], tensor) for key, tensor in start.generator.items())
-    taught = sum(len(each["state"]) for each in end["optimizers"].values())
-    learnable = {key for part in ("D", "heads") for key in end[part] if key.endswith(("weight", "bias"))}
-    assert taught == len(learnable) + 5 + 8, "kernels of G, and the scale and shift of its four norms"
+    end, origin = newest(run), Source.read(source)
+    for name, start in (("G", origin.generator), ("D", origin.discriminator)):
+        assert any(not torch.equal(end[name][key], tensor) for key, tensor in start.items()), name
+    taught = {name: len(each["state"]) for name, each in end["optimizers"].items()}
+    heads = sum(key.endswith(("weight", "bias")) for key in end["heads"])
+    assert taught == {"optimizer_G": 5 + 8, "optimizer_D": 5 + 6, "optimizer_heads": heads}, (
+        "kernels and norms"
+    )
+    clipped = [key for key in end["D"] if key.endswith("weight")]
+    assert max(end["D"][key].abs().max() for key in clipped) <= settings.clip + 1e-9
 
 
 def test_gradients_reach_the_pixels_through_the_features():
@@ -62,6 +68,21 @@ def test_gradients_reach_the_pixels_through_the_features():
     head = Head(320, 4, 8)
     head(maps[-1]).sum().backward()
     assert (x.grad.abs().sum((1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sides", "kept"),
+    [
+        ([64, 32, 16, 8, 4], [1, 2, 3, 4]),
+        ([128, 128, 64, 64, 32, 32, 16], [5, 6]),
+        ([61, 28, 13, 2], [1, 2, 3]),
+    ],
+)
+def test_heads_look_at_the_last_map_of_each_side(sides, kept):
+    maps = [torch.zeros(1, 3, side, side) for side in sides]
+    assert [id(each) for each in coarse(maps, 128)] == [id(maps[at]) for at in kept]
+    for each in coarse(maps, 128):
+        assert 2 <= Head(3, each.shape[-1], 4)(each).shape[1] ** 0.5 <= 7
 
 
 def test_step_0_draws_the_sources_samples_and_a_run_goes_on_to_the_bit(settings, source):
@@ -79,18 +100,34 @@ def test_step_0_draws_the_sources_samples_and_a_run_goes_on_to_the_bit(settings,
     assert abs(shown - drawn).max() <= 1
 
 
-def test_pixel_critic_and_heads_go_on_from_a_source_that_has_them(settings):
+def test_critic_and_heads_go_on_from_a_source_that_has_them(settings):
     first = projected_critic.main(replace(settings, source=None))
-    second = replace(settings, source=first, iterations=1, D=Split(2, 0, 3), learning_rate=1e-9)
+    second = replace(settings, source=first, iterations=1, learning_rate=1e-9, critic_learning_rate=1e-9)
     start, end = newest(first), newest(projected_critic.main(second))
     for part in ("D", "heads"):
         for key, tensor in start[part].items():
-            if "constraint" not in key:
+            if key.endswith(("weight", "bias")):
                 torch.testing.assert_close(end[part][key], tensor, atol=1e-6, rtol=0)
     for layer in (1, 2):
         assert torch.equal(end["D"][f"conv{layer}.weight"], start["D"][f"conv{layer}.weight"])
-    anew = newest(projected_critic.main(replace(second, keep_heads=False, seed=7, D=Split(0, 0, 5))))
+    anew = newest(projected_critic.main(replace(second, keep_heads=False, seed=7)))
     assert not torch.allclose(anew["heads"]["0.last.weight"], start["heads"]["0.last.weight"], atol=1e-3)
+
+
+def test_the_generator_learns_from_both_critics_in_the_parts_that_are_asked_for():
+    balance, one, other = Balance(), torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.1])
+    torch.testing.assert_close(balance(one, other, 1.0), torch.tensor([3.0, 9.0]))
+    torch.testing.assert_close(balance(one, 10 * other, 0.0), one)
+    later = balance(one, 10 * other, 1.0) - one  # ten times as sure as it was, and so heard more
+    assert 5 < later[1] < 50
+
+
+def test_heads_that_are_ahead_rest(settings):
+    start = newest(projected_critic.main(replace(settings, iterations=1, rest=0.0)))
+    for rest, learns in ((100.0, False), (0.0, True)):
+        end = newest(projected_critic.main(replace(settings, iterations=1, rest=rest, seed=0)))
+        assert bool(end["optimizers"]["optimizer_heads"]["state"]) is learns
+        assert torch.equal(end["heads"]["0.last.weight"], start["heads"]["0.last.weight"]) is learns
 
 
 def test_a_score_by_the_network_that_the_critic_saw_through_says_so(settings, monkeypatch, tmp_path, capsys):
@@ -112,10 +149,10 @@ def test_a_kernel_is_divided_by_its_largest_singular_value():
         normalised = spectral(kernel)
     largest = torch.linalg.svdvals(kernel.flatten(1))[0]
     torch.testing.assert_close(normalised, kernel / largest, rtol=1e-3, atol=1e-5)
-    D = Discriminator(WIDTH)
-    assert {key for key in D.state_dict() if key.endswith("constraint.u")} == {
-        f"conv{layer}.constraint.u" for layer in range(1, 6)
-    }
+    head = Head(5, 8, 4)
+    assert [key for key in head.state_dict() if key.endswith("constraint.u")] == [
+        "convs.0.constraint.u", "last.constraint.u",
+    ]  # fmt: skip
 
 
 def test_the_blur_keeps_the_mean_and_fades_to_nothing():
@@ -130,21 +167,14 @@ def test_a_generator_that_would_not_learn_is_refused(settings):
         projected_critic.main(replace(settings, G=Split(5, 0, 0)))
 
 
-def test_a_critic_that_has_won_is_a_warning(settings, monkeypatch, capsys):
+def test_heads_that_have_won_is_a_warning(settings, monkeypatch, capsys):
     monkeypatch.setattr(projected_critic, "WON", 100.0)
     run = projected_critic.main(replace(settings, iterations=1))
-    assert "the critic has won" in capsys.readouterr().out + (run / "log.jsonl").read_text()
+    assert "the heads have won" in capsys.readouterr().out + (run / "log.jsonl").read_text()
 
 
-def test_a_new_critic_has_no_layers_to_freeze(settings):
-    with pytest.raises(UserError, match="give --D 0 0 5"):
-        projected_critic.main(replace(settings, D=Split(2, 0, 3)))
-
-
-def test_its_generator_is_an_adapter_of_the_source(settings, source):
+def test_it_is_an_adapter_of_the_source(settings, source):
     run = projected_critic.main(settings)
-    own = Adapter.of(run)
-    assert own.networks["ema"] and not own.networks["D"], "the critic is of another kind"
-    ends, read = applied(Source.read(source), [own], [1]), Source.read(run)
-    assert all(torch.equal(tensor, ends["ema"][key]) for key, tensor in read.generator.items())
-    assert ends["D"].keys() == Source.read(source).discriminator.keys()
+    ends, read = applied(Source.read(source), [Adapter.of(run)], [1]), Source.read(run)
+    for name, tensors in (("ema", read.generator), ("D", read.discriminator)):
+        assert all(torch.equal(tensor, ends[name][key]) for key, tensor in tensors.items())

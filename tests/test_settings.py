@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
@@ -12,13 +14,13 @@ import torch
 
 import wgan_64
 from tests.conftest import as_source
-from tests.runs import NAMES, tiny
+from tests.runs import NAMES, ROOT, tiny
 from transfer import UserError
 from transfer.checkpoints import Checkpoints
 from transfer.images import Images
 from transfer.plan import Split
 from transfer.record import Run
-from transfer.settings import Before, Bound, check, complete, plain
+from transfer.settings import Before, Bound, check, command_line, complete, plain, user_errors
 from transfer.weights import Average, optimizer
 
 METHODS = ["minegan", "mind2mind", "generative_latent_optimization", "projected_critic"]
@@ -38,6 +40,65 @@ def test_every_number_of_every_script_has_a_bound_and_its_default_is_within(name
             for wrong in (bound.least - 1, float("nan"), float("inf")):
                 with pytest.raises(UserError, match=f"{field.name} is .*: give {bound.sentence}"):
                     check(replace(script.Settings(), **{field.name: wrong}))
+
+
+def given(monkeypatch, script, *words):
+    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
+    return command_line(script.Settings)
+
+
+def test_a_scripts_own_paths_are_in_the_projects_folder_wherever_it_is_started(tmp_path, monkeypatch):
+    script = importlib.import_module("wgan_64_finetune")
+    monkeypatch.chdir(ROOT)
+    at_home = given(monkeypatch, script)
+    assert at_home == script.Settings()
+    monkeypatch.chdir(tmp_path)
+    away = given(monkeypatch, script)
+    assert away.source == ROOT / at_home.source and away.source.exists() and away.images.is_dir()
+    assert away.out == ROOT / "target_domain" and away.reference is None
+    assert plain(away) == plain(at_home), "a run says the same of itself"
+    own = given(monkeypatch, script, "--images", "mine", "--out", "target_domain")
+    assert (own.images, own.out) == (Path("mine"), Path("target_domain")), "what is given is meant from here"
+    assert own.source == away.source
+
+
+def test_the_users_folder_is_meant_by_a_tilde_wherever_it_stands(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    script = importlib.import_module("wgan_64_finetune")
+    chosen = given(
+        monkeypatch, script, "--out=~/x", "--images=~", "--reference", "~/a~b", "--G", "1", "2", "2"
+    )
+    assert list(map(str, (chosen.out, chosen.images, chosen.reference))) == [
+        "/home/anna/x",
+        "/home/anna",
+        "/home/anna/a~b",
+    ]
+    fid = importlib.import_module("fid.__main__")
+    assert given(monkeypatch, fid, "~/a", "b").paths == (Path("/home/anna/a"), Path("b"))
+
+
+def ended(capsys, error) -> str:
+    with pytest.raises(SystemExit) as end, user_errors():
+        raise error
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    return said
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(OSError) as error:
+        os.stat(tmp_path / ("x" * 5000))
+    assert "longer name than the system allows" in ended(capsys, error.value)
+    with pytest.raises(UserError, match="File name too long"):
+        Images.load(tmp_path / ("x" * 300))
+    with pytest.raises(FileNotFoundError), user_errors():
+        raise FileNotFoundError(2, "No such file", "a fault of the program's")
+
+
+def test_less_memory_is_had_by_what_the_program_has(monkeypatch, capsys):
+    for settings, less in ((wgan_64.Settings, "smaller batch_size"), (None, "fewer or smaller images")):
+        monkeypatch.setattr(sys.modules["__main__"], "Settings", settings, raising=False)
+        assert less in ended(capsys, MemoryError())
 
 
 def test_a_plan_is_for_as_many_layers_as_the_scripts_own():
@@ -69,7 +130,7 @@ def test_a_run_from_before_a_setting_existed_is_resumed(faces, source, tmp_path)
     description = json.loads((run / "settings.json").read_text())
     description["settings"] = state["settings"]
     (run / "settings.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="started with --optimizer rmsprop"):
         script.main(replace(settings, resume=run, iterations=2, optimizer="adam"))
     script.main(replace(settings, resume=run, iterations=2, optimizer="rmsprop"))
     assert Checkpoints(run).newest()[1]["step"] == 2 and path.exists()

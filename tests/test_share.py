@@ -94,7 +94,7 @@ def test_a_source_that_was_moved_is_given_anew(faces, source, tmp_path):
     script, settings = tiny("wgan_64_transferlearning", faces, moved, tmp_path, iterations=1)
     run = script.main(settings)
     moved.unlink()
-    with pytest.raises(UserError, match="moved.safetensors, the run's source, is not there: give --source"):
+    with pytest.raises(UserError, match=r"moved.safetensors, the run's source, is not there: give --source"):
         adapter(run, tmp_path / "own.safetensors")
     adapter(run, tmp_path / "own.safetensors", source=source)
     assert Adapter.read(tmp_path / "own.safetensors").networks["D"]

@@ -86,7 +86,16 @@ def _why(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     with suppress(OSError):
         reason += f", {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
-    return f"{path} cannot be written ({reason}): make room or give another out; what was there is as it was"
+    return (
+        f"{path} cannot be written ({reason}): {mend(error)} or give another out; what was there is as it was"
+    )
+
+
+def mend(error: Exception) -> str:
+    """What to do about something that could not be written."""
+    if isinstance(error, FileNotFoundError):
+        return "put back its folder, which was removed or renamed meanwhile,"
+    return "look after its permissions" if isinstance(error, PermissionError) else "make room"
 
 
 def sha256(path: Path) -> str:
@@ -165,12 +174,20 @@ class Checkpoints:
                 " checkpoint before"
             )
         listed = self.listed()
-        if best:
-            for entry in listed.values():
-                entry.pop("best", None)
         listed[path.name] = {"step": step, "sha256": digest, "bytes": path.stat().st_size}
+        write_json(self.folder / MANIFEST, listed)
+        self._rotate(listed)
         if best:
-            listed[path.name]["best"] = True
+            self.mark_best(step)
+
+    def mark_best(self, step: int) -> None:
+        """Note that the checkpoint of a step is the one with the best score so far, and let the last go."""
+        path, listed = self.folder / f"{step:06d}.pt", self.listed()
+        for entry in listed.values():
+            entry.pop("best", None)
+        if path.name not in listed:
+            listed[path.name] = {"step": step, "sha256": sha256(path), "bytes": path.stat().st_size}
+        listed[path.name]["best"] = True
         write_json(self.folder / MANIFEST, listed)
         self._rotate(listed)
 

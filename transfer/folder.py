@@ -20,8 +20,7 @@ from PIL import Image
 
 from transfer import NoSpace, UserError, checkpoints
 from transfer.checkpoints import Checkpoints
-
-LATEST = "latest"  # for resume: the newest run of the same script
+from transfer.settings import command, description_of
 
 
 class Folder:
@@ -30,13 +29,15 @@ class Folder:
     Attributes:
         path: the folder.
         checkpoints: those in it.
+        go_on: the command by which the run goes on.
 
     Raises:
         UserError: when another process holds it, or it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, script: Path) -> None:
         self.path, self.checkpoints = path, Checkpoints(path)
+        self.go_on = command(script, "--resume", path)
         self._lock, owner = FileLock(path / ".lock"), path / ".owner"
         whom = "another process"
         try:
@@ -53,7 +54,7 @@ class Folder:
         self.checkpoints.remove_unfinished()
 
     @classmethod
-    def new(cls, parent: Path, name: str) -> Folder:
+    def new(cls, parent: Path, name: str, script: Path) -> Folder:
         """A new numbered folder: mkdir is exclusive, so two runs that start together get two."""
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -69,22 +70,7 @@ class Folder:
             raise UserError(
                 f"no run's folder can be made in {parent} ({error.strerror}): give another out"
             ) from None
-        return cls(path)
-
-    @classmethod
-    def again(cls, resume: Path, out: Path, script: str) -> Folder:
-        """The folder of a run that is to go on: resume, or the newest one of the script in out."""
-        if str(resume) != LATEST or resume.is_dir():
-            if not (resume / "settings.json").is_file():
-                raise UserError(
-                    f"{resume} is no run's folder: give one, such as {out / '0001-...'}, or {LATEST}"
-                )
-            return cls(resume)
-        for path in sorted(out.glob("*/settings.json"), reverse=True):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                if json.loads(path.read_text()).get("script") == script and Checkpoints(path.parent).found():
-                    return cls(path.parent)
-        raise UserError(f"{out} holds no run of {script} with a checkpoint: leave resume out to start one")
+        return cls(path, script)
 
     def release(self) -> None:
         """Let other processes have it."""
@@ -95,13 +81,16 @@ class Folder:
         content |= {"versions": versions(), "started": timestamp()}
         checkpoints.write_json(self.path / "settings.json", content)
 
-    def describe_again(self, settings: dict[str, Any], step: int, where: str) -> None:
-        """Add to settings.json that the run goes on after a step, with which settings, on what hardware."""
-        path = self.path / "settings.json"
-        content = json.loads(path.read_text())
-        again = {"step": step, "time": timestamp(), "hardware": where, "versions": versions()}
-        content |= {"settings": settings, "resumed": [*content.get("resumed", []), again]}
-        checkpoints.write_json(path, content)
+    def describe_again(self, step: int, **content: Any) -> None:
+        """Add to settings.json that the run goes on after a step, with which settings, on what hardware.
+
+        Of a settings.json that is missing or cut off, what is given takes the place.
+        """
+        before = description_of(self.path)
+        again = {"step": step, "time": timestamp(), "hardware": content["hardware"], "versions": versions()}
+        new = {"settings": content["settings"], "resumed": [*before.get("resumed", []), again]}
+        content |= {"versions": versions()} | before | new
+        checkpoints.write_json(self.path / "settings.json", content)
 
     def write_line(self, name: str, step: int, content: dict[str, Any]) -> None:
         """Add a line to NAME.jsonl."""
@@ -110,7 +99,8 @@ class Folder:
                 file.write(json.dumps({"step": step, **content}) + "\n")
         except OSError as error:
             raise NoSpace(
-                f"{self.path} cannot be written ({error.strerror}): make room, and go on with --resume"
+                f"{self.path} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
+                f"{self._then()}"
             ) from None
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -131,13 +121,17 @@ class Folder:
                 if text != path.read_bytes():
                     checkpoints.write(path, lambda handle, text=text: handle.write(text))
 
+    def _then(self) -> str:
+        return f"go on with {self.go_on}" if self.checkpoints.found() else "start again"
+
     def write_picture(self, picture: Image.Image, name: str) -> None:
         """Write a picture under this name."""
         try:
             picture.save(self.path / name)
         except OSError as error:
             raise NoSpace(
-                f"{self.path / name} cannot be written ({error.strerror}): make room, and go on with --resume"
+                f"{self.path / name} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
+                f"{self._then()}"
             ) from None
 
 

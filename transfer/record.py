@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transfer import Diverged, UserError, checkpoints
+from transfer import Diverged, NoSpace, UserError, checkpoints, state
 from transfer.folder import Folder, hardware, make_sure_of_space
 from transfer.images import Images, frames, grid, to_uint8
-from transfer.settings import complete, plain
+from transfer.settings import command, complete, description_of, flags, plain, run_of
+from transfer.shared import Source
 from transfer.signals import Signals, Stop
 from transfer.weights import Average
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 64  # the latents of the grids
 SCORED = 1000  # the images that are drawn for a score
+OFTEN = 60  # seconds of work that can be lost at most
 COLLAPSED, COLLAPSE_FROM = (
     0.05,
     200,
@@ -82,15 +85,18 @@ class Run:
         generator = torch.Generator().manual_seed(settings.seed)
         latent = parts["G"].arguments["latent"]
         self.latents = torch.randn(SCORED, latent, generator=generator).to(self.device)
-        self.step, self._losses, self._last, self._since = 0, {}, "", None
+        self.step, self._losses, self._last, self._since, self._warned = 0, {}, "", None, set()
+        source = getattr(settings, "source", None)
+        self._source = None if source is None else Source.read(source).fingerprint
         out = Path(settings.out)
         if settings.resume is not None:
-            self._hold(Folder.again(Path(settings.resume), out, self.script.name))
+            self._hold(Folder(run_of(Path(settings.resume), out, self.script), self.script))
             self._resume()
             return
         make_sure_of_space(out, self._bytes())
-        self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title)))))
-        self._describe()
+        self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title))), self.script))
+        shutil.copyfile(self.script, self.folder / self.script.name)
+        self.files.describe(**self._description())
         self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
         self.sample()
 
@@ -104,16 +110,16 @@ class Run:
         kept = checkpoints.KEEP + 2 + settings.iterations // checkpoints.EVERY
         return kept * checkpoints.size_of(parts) + settings.iterations // settings.sample_every * 600_000
 
-    def _describe(self) -> None:
-        shutil.copyfile(self.script, self.folder / self.script.name)
-        self.files.describe(
-            script=self.script.name,
-            settings=plain(self.settings),
-            images={"count": len(self.images), "fingerprint": self.images.fingerprint},
-            unreadable=self.images.unreadable,
-            learning={name: _numbers(part) for name, part in self.parts.items() if _is_optimizer(part)},
-            hardware=hardware(self.device),
-        )
+    def _description(self) -> dict[str, Any]:
+        return {
+            "script": self.script.name,
+            "settings": plain(self.settings),
+            "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
+            "source": self._source,
+            "unreadable": self.images.unreadable,
+            "learning": state.learning(self.parts),
+            "hardware": hardware(self.device),
+        }
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -125,6 +131,9 @@ class Run:
         run goes on.
         """
         settings, began = self.settings, time.monotonic()
+        if self.step > settings.iterations:
+            self.files.release()
+            return
         bar = tqdm(
             total=settings.iterations, initial=self.step, desc=self.folder.name, unit="it", disable=None
         )
@@ -133,9 +142,10 @@ class Run:
             with bar, Signals() as signals:
                 try:
                     signals.at_once = True
-                    if self.step and self._between(again=True):
-                        self.save(best=True)
+                    if self.step:
+                        self._between(again=True)
                     self._since = (self.step, time.monotonic())
+                    last = time.monotonic()  # when the run was saved
                     for step in range(self.step + 1, settings.iterations + 1):
                         yield step  # the first may compile for minutes, and has nothing to lose
                         signals.at_once = False
@@ -143,22 +153,30 @@ class Run:
                         bar.update()
                         if self._due(settings.log_every):
                             bar.set_postfix(self._log())
+                        late = time.monotonic() - last >= OFTEN
+                        if late or signals.save or self._due(settings.save_every) or self._scores_next():
+                            self.save()
+                            saved, signals.save, last = step, False, time.monotonic()
                         signals.at_once = True
                         signals.check()
-                        best = self._between()
+                        self._between()
                         signals.at_once = False
-                        if best or signals.save or self._due(settings.save_every):
-                            self.save(best)
-                            saved, signals.save = step, False
                         signals.check()
+                except Diverged:
+                    raise
+                except Exception:
+                    with suppress(NoSpace):
+                        if saved < self.step:
+                            self.save()
+                    raise
                 except Stop as stop:
                     signals.at_once = False
                     if saved < self.step:
                         self.save()
                     if self.step:
-                        stop.sentence = f"after iteration {self.step}: go on with --resume {self.folder}"
+                        stop.sentence = f"after iteration {self.step}: go on with {self.files.go_on}"
                     raise
-            animate(self.folder)
+            self._animate()
             print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
         finally:
             self.files.release()
@@ -166,21 +184,22 @@ class Run:
     def _due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.settings.iterations)
 
-    def _between(self, again: bool = False) -> bool:
-        """Make the sample and the score of this step, if they are due; again: only what is missing.
+    def _scores_next(self) -> bool:
+        return self._score is not None and self._due(self.settings.score_every)
 
-        Returns whether the score is the best so far.
-        """
-        best = False
+    def _between(self, again: bool = False) -> None:
+        """Make the sample and the score of this step, if they are due; again: only what is missing."""
         if self._due(self.settings.sample_every) and not (
             again and (self.folder / self._sample_name()).exists()
         ):
             self.sample()
-        if self._score is not None and self._due(self.settings.score_every):
-            scores = [(line["step"], merit(line)) for line in self.files.lines("scores")]
-            if not (again and self.step in dict(scores)):
-                best = self.score() < min((value for _, value in scores), default=math.inf)
-        return best
+        if self._scores_next():
+            scored = {line["step"] for line in self.files.lines("scores")}
+            if not (again and self.step in scored):
+                self.score()
+                best = self._best()
+                if best is not None and best["step"] == self.step:
+                    self.checkpoints.mark_best(self.step)
 
     def losses(self, **losses: Tensor) -> None:
         """Keep the iteration's losses, on the device, for the log."""
@@ -204,8 +223,11 @@ class Run:
             self.warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
 
-    def warn(self, warning: str) -> None:
-        """Write a warning to the log and print it."""
+    def warn(self, warning: str, once: bool = False) -> None:
+        """Write a warning to the log and print it; once: unless this process has done so already."""
+        if once and warning in self._warned:
+            return
+        self._warned.add(warning)
         self.files.write_line("log", self.step, {"warning": warning})
         tqdm.write(f"warning at iteration {self.step}: {warning}")
 
@@ -241,96 +263,88 @@ class Run:
                 f"the samples have collapsed: they differ by {spread:.2f} grey levels, reals by {real:.1f}"
             )
 
-    def score(self) -> float:
-        """Write the scores of this step; returns merit."""
-        scores = self._score(self._draw(SCORED))
+    def score(self) -> None:
+        """Write the scores of this step; what fails there is a warning, and the training goes on."""
+        try:
+            scores = self._score(self._draw(SCORED))
+        except Exception as error:  # what was there when the run began may be gone, and memory may be short
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            self.warn(f"not scored, and the training goes on: {reason}", once=True)
+            return
         self.files.write_line("scores", self.step, scores.as_dict())
         tqdm.write(f"{self.step}: {scores}")
-        return merit(scores.as_dict())
+
+    def _best(self) -> dict[str, Any] | None:
+        """The best of the scores that were measured as the last one was."""
+        lines = self.files.lines("scores")
+        alike = [line for line in lines if measure(line) == measure(lines[-1])]
+        return min(alike, key=merit, default=None)
+
+    def _animate(self) -> None:
+        try:
+            animate(self.folder)
+        except Exception as error:  # the run is whole without it
+            print(f"{self.folder / 'samples.webp'} cannot be made ({error or type(error).__name__})")
 
     # -- going on ------------------------------------------------------------------------------------------
 
-    def save(self, best: bool = False) -> None:
+    def save(self) -> None:
         """Write the checkpoint of this step. Raises Diverged rather than save what is not finite."""
         self._check_networks()
-        state = {
+        content = {
             "version": checkpoints.VERSION,
             "script": self.script.name,
             "settings": plain(self.settings),
             "arguments": {k: part.arguments for k, part in self.parts.items() if hasattr(part, "arguments")},
             "fingerprint": self.images.fingerprint,
+            "source": self._source,
             "step": self.step,
-            "random": {"cpu": torch.get_rng_state()},
-            "optimizers": {},
+            **state.of(self.parts, self.device),
         }
-        if self.device.type == "cuda":
-            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, part in self.parts.items():
-            if isinstance(part, Average):
-                state["ema"] = part.network.state_dict()
-            elif _is_optimizer(part):
-                state["optimizers"][name] = part.state_dict()
-            else:
-                state[name] = part.state_dict()
-        self.checkpoints.save(self.step, state, best)
+        self.checkpoints.save(self.step, content)
 
     def _resume(self) -> None:
         """Take up the state of the newest whole checkpoint."""
-        folder, (path, state) = self.folder, self.checkpoints.newest()
-        before, now = complete(type(self.settings), state.get("settings", {})), plain(self.settings)
-        keys = now.keys() - MAY_CHANGE
-        changed = sorted(key for key in keys if before.get(key) != now.get(key))
-        if state.get("script") != self.script.name:
-            raise UserError(f"{folder} is a run of {state.get('script')}: resume it with that script")
-        if changed:
-            was = ", ".join(f"{key} {before.get(key)}" for key in changed)
-            raise UserError(
-                f"{folder} was started with other settings ({was}): give those, or start a new run"
+        path, found = self.checkpoints.newest()
+        self._refuse_others(found)
+        self.step, iterations = found["step"], self.settings.iterations
+        if self.step >= iterations:
+            at = "is beyond that already" if self.step > iterations else "is there"
+            longer = command(self.script, "--resume", self.folder, "--iterations", 2 * self.step)
+            print(
+                f"{self.folder} was to go on to iteration {iterations:,} and {at}: go on longer with {longer}"
             )
-        if state["fingerprint"] != self.images.fingerprint:
-            raise UserError(
-                f"{folder} was started on other images than {self.settings.images}: give those again"
-            )
-        try:
-            for name, part in self.parts.items():
-                if isinstance(part, Average):
-                    part.network.load_state_dict(state["ema"])
-                elif _is_optimizer(part):
-                    _load_optimizer(part, state["optimizers"][name])
-                else:
-                    part.load_state_dict(state[name])
-            torch.set_rng_state(state["random"]["cpu"])
-        except (KeyError, RuntimeError, ValueError):
-            raise UserError(f"{path} does not fit this script's networks: start a new run") from None
-        has_cuda, had_cuda = self.device.type == "cuda", "cuda" in state["random"]
-        if has_cuda and had_cuda:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-        elif has_cuda or had_cuda:
-            print("the run was on another kind of device: it goes on, but not bit for bit")
-        self.step = state["step"]
+        if self.step > iterations:
+            return
+        state.load(self.parts, found, path, self.device)
         self.files.forget_after(self.step)
-        self.files.describe_again(plain(self.settings), self.step, hardware(self.device))
-        print(f"going on with {folder} after iteration {self.step}")
+        again = description_of(self.folder).get("settings", {}) | {"resume": plain(self.settings)["resume"]}
+        if self.step < iterations or again != plain(self.settings):
+            self.files.describe_again(self.step, **self._description())
+            print(f"going on with {self.folder} after iteration {self.step}")
 
-
-def _is_optimizer(part: Any) -> bool:
-    return isinstance(part, torch.optim.Optimizer)
-
-
-def _numbers(optimizer: torch.optim.Optimizer) -> int:
-    """How many numbers it teaches."""
-    return sum(tensor.numel() for group in optimizer.param_groups for tensor in group["params"])
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load its state, but for what the device decides: the state may come from another, or another layout."""
-    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        saved["capturable"] = own["capturable"]
-    optimizer.load_state_dict(state)
-    for parameter, own in optimizer.state.items():
-        for name, tensor in own.items():
-            if tensor.shape == parameter.shape:
-                own[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+    def _refuse_others(self, found: dict[str, Any]) -> None:
+        """Raise UserError unless the checkpoint is of a run with these settings, images and source."""
+        folder, settings = self.folder, self.settings
+        if found.get("script") != self.script.name:
+            raise UserError(f"{folder} is a run of {found.get('script')}: resume it with that script")
+        before, now = complete(type(settings), found.get("settings", {})), plain(settings)
+        fixed = now.keys() - MAY_CHANGE - ({"source"} if found.get("source") else set())
+        changed = {key: before[key] for key in now if key in fixed and before[key] != now[key]}
+        if changed:
+            raise UserError(
+                f"{folder} was started with {flags(changed)}, and that cannot change: leave it as it was, or"
+                " start a new run"
+            )
+        if found["fingerprint"] != self.images.fingerprint:
+            raise UserError(
+                f"{folder} was started on other images than {settings.images}: give those with --images"
+            )
+        if found.get("source") not in (None, self._source):
+            raise UserError(
+                f"{folder} was started from another model than {settings.source} (it was"
+                f" {before['source']}): give that with --source"
+            )
 
 
 def animate(folder: Path) -> None:
@@ -344,6 +358,19 @@ def _spread(images: Tensor) -> float:
     return images.float().std(0).mean().item() if len(images) > 1 else 0.0
 
 
+def measure(scores: dict[str, Any]) -> tuple[Any, ...]:
+    """What merit is, against which images, and how it was measured: only equals can be compared.
+
+    It is KID, or the Frechet distance where statistics without images allow no other; against the held-out
+    images where they are given.
+    """
+    side = "held-out" if scores.get("heldout") else "training"
+    against = scores.get("heldout") or scores
+    kind = "FID" if against.get("kid") is None and against.get("fid") is not None else "KID"
+    return kind, side, against.get("n_real"), scores.get("extractor"), scores.get("resize")
+
+
 def merit(scores: dict[str, Any]) -> float:
-    """What the best checkpoint has least of: KID, against the held-out images where they are given."""
-    return (scores.get("heldout") or scores)["kid"]
+    """What the best checkpoint has least of, see measure; infinite when it is no number."""
+    value = (scores.get("heldout") or scores).get(measure(scores)[0].lower())
+    return math.inf if value is None or math.isnan(value) else value

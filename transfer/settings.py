@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from transfer import UserError
 from transfer.plan import Named, Plan, Split, plan
 from transfer.signals import Stop
 
 S = TypeVar("S")
+ROOT = Path(__file__).parents[1]
+LATEST = "latest"  # for resume: the newest run of the same script
 
 
 @dataclass(frozen=True)
@@ -49,19 +57,59 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     """The settings with what the command line overrides (--G 1 2 2 --iterations 2000 --dry-run).
 
     Called before torch is imported, so that a wrong value is answered at once; default is an instance whose
-    values take the place of the class's own. Ends the program with exit code 2 after one sentence when a
-    value is wrong, and with 0 after --help.
+    values take the place of the class's own, and so do those of the run that --resume names. Ends the program
+    with exit code 2 after one sentence when a value is wrong, and with 0 after --help.
     """
     import tyro
 
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_plan_rule)
-    defaults = {} if default is None else {"default": default}
+    whole = all(field.default is not MISSING for field in fields(settings))
+    if default is None and whole and Path.cwd() != ROOT:
+        default = settings()
+    defaults = {} if default is None else {"default": at_home(default)}
     with user_errors():
         description = sys.modules["__main__"].__doc__
-        chosen = tyro.cli(settings, description=description, registry=registry, **defaults)
+        read = partial(tyro.cli, settings, description=description, registry=registry())
+        chosen = read(**defaults)
+        if getattr(chosen, "resume", None) is not None:
+            script = Path(sys.argv[0])
+            run = run_of(chosen.resume, chosen.out, script)
+            chosen = replace(read(default=at_home(stored(settings, run, script))), resume=run)
         check(chosen)
     return chosen
+
+
+def registry() -> Any:
+    """How tyro reads plans, and paths, in which ~ is the user's folder wherever the shell leaves it."""
+    import tyro
+
+    rules = tyro.constructors.ConstructorRegistry()
+    rules.primitive_rule(_plan_rule)
+    rules.primitive_rule(_path_rule)
+    return rules
+
+
+def _path_rule(info: Any) -> Any:
+    import tyro
+
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def at_home(settings: S) -> S:
+    """Settings in which the paths that are the script's own defaults are in the project's folder."""
+    own = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Path) and value == field.default and Path.cwd() != ROOT:
+            own[field.name] = ROOT / value
+    return replace(settings, **own)
 
 
 def _plan_rule(info: Any) -> Any:
@@ -77,6 +125,10 @@ def _plan_rule(info: Any) -> Any:
         is_instance=lambda value: isinstance(value, Split | Named),
         str_from_instance=lambda value: [str(each) for each in value],
     )
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A run's settings are read again when it goes on; none of this needs torch.
 
 
 @dataclass(frozen=True)
@@ -108,12 +160,112 @@ def unsaid(script: type) -> dict[str, Any]:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Settings as JSON has them: paths as text, plans as lists."""
+    """Settings as JSON has them: paths as text, those in the project from its folder on; plans as lists."""
     return {name: _plain(value) for name, value in vars(settings).items()}
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def run_of(resume: Path, out: Path, script: Path) -> Path:
+    """The folder of the run that is to go on: resume, or with "latest" the newest of the script in out.
+
+    Raises:
+        UserError: when it is no run with a checkpoint, or another script's.
+    """
+    if str(resume) != LATEST or resume.is_dir():
+        if not _checkpoints(resume):
+            what = "holds no checkpoint" if resume.is_dir() else "does not exist"
+            raise UserError(
+                f"{resume} {what}: give a run's folder, such as {out / '0001-...'}, or {LATEST}; or leave"
+                " --resume out to start a run"
+            )
+        name = description_of(resume).get("script", script.name)
+        if name != script.name:
+            places = [ROOT / name, ROOT / "methods" / name]
+            other = command(next(filter(Path.exists, places), Path(name)), "--resume", resume)
+            raise UserError(f"{resume} is a run of {name}: resume it with {other}")
+        return resume
+    for folder in sorted(out.glob("*/"), reverse=True):
+        copied = script.name if (folder / script.name).is_file() else None
+        if description_of(folder).get("script", copied) == script.name and _checkpoints(folder):
+            return folder
+    raise UserError(
+        f"{out} holds no run of {script.name} with a checkpoint: give the run's folder, or leave --resume"
+        " out to start one"
+    )
+
+
+def _checkpoints(run: Path) -> bool:
+    return any(path.stem.isdigit() for path in run.glob("checkpoints/*.pt"))
+
+
+def description_of(run: Path) -> dict[str, Any]:
+    """What a run's settings.json holds; nothing when it is missing or cut off."""
+    with suppress(OSError, ValueError):
+        content = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+        if isinstance(content, dict) and isinstance(content.get("settings"), dict):
+            return content
+    return {}
+
+
+def stored(settings: type[S], run: Path, script: Path) -> S:
+    """The settings that a run was made with; from its newest checkpoint when settings.json does not tell.
+
+    Raises:
+        UserError: when neither holds settings of this script.
+    """
+    told = description_of(run).get("settings")
+    if told is None:
+        from transfer.checkpoints import Checkpoints  # which needs torch
+
+        _, state = Checkpoints(run).newest()
+        told = state.get("settings", {}) if state.get("script", script.name) == script.name else {}
+        print(f"{run / 'settings.json'} is missing or damaged: the settings are those of the checkpoint")
+    hints = get_type_hints(settings)
+    values = complete(settings, told) | {"resume": None, "dry_run": False}
+    return settings(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+
+
+def flags(values: dict[str, Any]) -> str:
+    """Settings, as plain gives them, as the flags that they are given by."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(value if isinstance(value, list) else [value])]
+    return shlex.join(map(str, words))
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    """A value of plain's as the field has it."""
+    if value is not None and Path in (hint, *get_args(hint)):
+        return Path(value)
+    return plan(*value) if isinstance(value, list) else value
+
+
+def command(script: Path, *words: object) -> str:
+    """The line that starts a script from where this program was started, by the same Python."""
+    package = (script.parent / "__init__.py").exists()
+    what = ("-m", f"{script.parent.name}.{script.stem}") if package else (_near(script),)
+    named = [name for name in ("python", "python3") if _same(shutil.which(name), sys.executable)]
+    return shlex.join(map(str, ([*named, _near(Path(sys.executable))][0], *what, *words)))
+
+
+def _near(path: Path) -> Path:
+    """path as it is found from the current folder, where it is below that."""
+    with suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd())
+    return path
+
+
+def _same(found: str | None, python: str) -> bool:
+    return found is not None and os.path.abspath(found) == os.path.abspath(python)
 
 
 def check(settings: Any) -> None:
@@ -152,9 +304,16 @@ def user_errors() -> Iterator[None]:
         print(f"stopped by {stop.name} {stop.sentence}")
         raise
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+            has = getattr(getattr(sys.modules["__main__"], "Settings", None), "__dataclass_fields__", ())
+            less = "give a smaller batch_size" if "batch_size" in has else "give fewer or smaller images"
+            sentence = f"the memory is used up: {less}"
+        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            sentence = f"{name[:60]}... is a longer name than the system allows: give a shorter one"
+        else:
             raise
-        print(f"{Path(sys.argv[0]).name}: the memory is used up: give a smaller batch_size", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -106,6 +107,15 @@ class Source:
         if said in ("wgan", "wgan_gp"):
             return said
         return "wgan_gp" if self.script == "wgan_gp_64" or not self.norm else "wgan"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over its tensors: the same wherever its file is."""
+        digest = hashlib.sha256()
+        for name, tensors in (("G", self.generator), ("D", self.discriminator), ("heads", self.heads)):
+            for key in sorted(tensors or {}):
+                digest.update(f"{name}.{key}".encode() + tensors[key].contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def plan(self, name: str) -> Plan | None:
         """The plan that its "G" or "D" was trained under; None when it was trained from random numbers."""

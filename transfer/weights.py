@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from decimal import ROUND_CEILING, Context
 from functools import partial
 from typing import Literal
 
@@ -83,9 +84,9 @@ class Clip:
         kernels = (layer.kernel for layer in layers_of(critic) if not layer.kernel.policy.fresh)
         largest = max((float(kernel.kernel().abs().max()) for kernel in kernels), default=0.0)
         if largest > bound:
+            enough = Context(6, ROUND_CEILING).create_decimal_from_float(largest)
             raise UserError(
-                f"clip is {bound}, and the source's critic has kernels up to {largest:.6g}: give at least"
-                " that"
+                f"clip is {bound}, and the source's critic has kernels up to {enough}: give at least that"
             )
 
     @torch.no_grad()
