@@ -7,19 +7,18 @@
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
 
 draw writes images as PNG files to a folder, as one grid, or as an animation that walks from latent to latent.
-share writes one safetensors file of the newest checkpoint, with a card and a grid: G and its moving average
-in half precision and D in full (a rounded 0.01 would be over the clip). The card, beside it as .md, says what
-the run's folder knows: settings, iterations, hardware, time and data; the grid, as .png, is the run's last
-one. adapter writes only the tensors that the source has not, and apply adds those of one or more runs to the
-source again.
+share writes one safetensors file, with a card and a grid: G and its moving average in half precision and D in
+full (a rounded 0.01 would be over the clip). The card, beside it as .md, has the front matter that model hubs
+read, and says what the run's folder knows: settings, iterations, hardware, time, the images' name and count.
+adapter writes only the tensors that the source has not, and apply adds those of one or more runs to the
+source again. None of them overwrites a file.
 """
 
 import io
 import itertools
-import json
 import math
-import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,14 @@ from tyro.conf import Positional
 
 from transfer import UserError, checkpoints, drawing, shared
 from transfer.adapters import Adapter, applied
+from transfer.card import card_of, page, without_paths
 from transfer.engine import choose_device
 from transfer.images import grid as grid_of
-from transfer.settings import Bound, user_errors
+from transfer.settings import ROOT, Bound, registry, user_errors
 from transfer.shared import Source
 
-SOURCE = Path("pretrained_model/wgan_64.safetensors")
+SOURCE = ROOT / "pretrained_model" / "wgan_64.safetensors"
 DRAWN = 64  # images, unless count says otherwise
-NOT_TOLD = ("out", "resume", "dry_run")  # settings that say nothing of a model
 WALKED, STEPS, PAUSE = 8, 16, 60  # a walk's latents, its images from each to the next, ms for an image
 
 
@@ -132,39 +131,50 @@ def _write(file: Path, data: bytes) -> None:
     checkpoints.write(file, lambda handle: handle.write(data))
 
 
-def share(run: Positional[Path], file: Positional[Path], best: bool = False) -> None:
-    """Write FILE.safetensors, FILE.md and FILE.png from a checkpoint.
+def share(
+    run: Positional[Path], file: Positional[Path], licence: str | None = None, best: bool = False
+) -> None:
+    """Write FILE.safetensors, its card as FILE.md and a grid as FILE.png from a checkpoint.
 
     Args:
         run: a run's folder (its newest checkpoint), or a checkpoint.
         file: the file to write.
+        licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
         best: the run's checkpoint with the best score, not its newest.
 
     Raises:
-        UserError: when the run has no checkpoint, or the file's name has another ending.
+        UserError: when the run has no checkpoint, or the file's name is taken or has another ending.
     """
-    _check_name(file)
+    _check_names(file)
     path, state = checkpoints.of_run(run, best)
-    folder = path.parent.parent
-    card = {
-        "script": state["script"],
-        "iterations": state["step"],
-        "seconds": round(seconds(folder, state["step"])),
-        "arguments": state.get("arguments", {}),
-        "settings": {key: value for key, value in state["settings"].items() if key not in NOT_TOLD},
-        **_described(folder),
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shared.share(file, state, card, half=("G", "ema"))
-    grids = sorted(path for path in (folder / "samples").glob("*.png") if int(path.stem) <= state["step"])
-    shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
-    file.with_suffix(".md").write_text(page(file, card))
+    _publish(file, state, card_of(path, state), licence)
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """What a run's settings.json says beside the settings."""
-    description = json.loads((folder / "settings.json").read_text())
-    return {key: description[key] for key in ("hardware", "versions", "images")}
+def _publish(
+    file: Path,
+    networks: dict[str, Any],
+    card: dict[str, Any],
+    licence: str | None,
+    half: Iterable[str] = ("G", "ema"),
+) -> None:
+    """Write a model's file, its card and a grid of its images, or nothing; and say so."""
+    card = card if licence is None else {**card, "licence": licence}
+    source = Source.of(file, {**networks, **card})
+    picture = grid_of(drawing.draw(source, DRAWN, source.settings.get("seed", 0)))  # as a run's own samples
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    _write(file, shared.as_bytes(networks, card, half))
+    _write(file.with_suffix(".md"), page(file.name, card).encode())
+    _write(file.with_suffix(".png"), data.getvalue())
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB) is written, and beside it its card and a grid")
+    if licence is None:
+        print("the card names no licence: --licence does, as --licence cc-by-nc-4.0")
+
+
+def _check_names(file: Path) -> None:
+    _check_name(file)
+    for beside in (".md", ".png"):
+        _check_name(file.with_suffix(beside), beside)
 
 
 def adapter(
@@ -185,24 +195,29 @@ def adapter(
     own = Adapter.of(run, best, source)
     own.write(file)
     numbers = sum(tensor.numel() for tensors in own.networks.values() for tensor in tensors.values())
-    print(f"{numbers:,} numbers, {file.stat().st_size / 1e6:.1f} MB, are in {file}")
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB, {numbers:,} numbers) is written")
 
 
 def apply(
-    adapters: Positional[tuple[Path, ...]], to: Path, source: Path = SOURCE, shares: tuple[float, ...] = ()
+    adapters: Positional[tuple[Path, ...]],
+    to: Path,
+    source: Path = SOURCE,
+    shares: tuple[float, ...] = (),
+    licence: str | None = None,
 ) -> None:
-    """Write the source with the adapters' differences from it, times their shares, as a shared file.
+    """Write the source with the adapters' differences from it, times their shares, as share does.
 
     Args:
         adapters: the files that python -m transfer adapter has written.
         to: the file to write, which is read where a source or a run is.
         source: what the adapters were carried over from.
         shares: one number for each adapter; equal ones that add up to 1, unless given.
+        licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
 
     Raises:
         UserError: when a file is no adapter of the source, or there are more or fewer shares than adapters.
     """
-    _check_name(to)
+    _check_names(to)
     shares = shares or (1 / len(adapters),) * len(adapters) if adapters else ()
     if not adapters or len(shares) != len(adapters):
         raise UserError(
@@ -210,9 +225,13 @@ def apply(
         )
     found = [Adapter.read(file) for file in adapters]
     networks = applied(shared.Source.read(source), found, shares)
-    card = {**found[0].card, "mixed": dict(zip(map(str, adapters), shares, strict=True))}
-    to.parent.mkdir(parents=True, exist_ok=True)
-    shared.share(to, {"G": networks["ema"], **networks}, card, half=("G", "ema"))
+    mixed = [
+        {"adapter": file.name, "share": share, "images": each.card.get("images", {})}
+        for file, share, each in zip(adapters, shares, found, strict=True)
+    ]
+    own = {key: found[0].card[key] for key in ("script", "arguments", "settings") if key in found[0].card}
+    card = {**own, "settings": without_paths(own["settings"]), "mixed": mixed}
+    _publish(to, {"G": networks["ema"], **networks}, card, licence)
 
 
 def _check_name(file: Path | None, *endings: str) -> None:
@@ -224,40 +243,10 @@ def _check_name(file: Path | None, *endings: str) -> None:
         raise UserError(f"{file} is there already, and stays: give another name, or remove it first")
 
 
-def seconds(run: Path, step: int) -> float:
-    """How long the run computed for its first `step` iterations (repeated ones count once)."""
-    settings = json.loads((run / "settings.json").read_text())["settings"]
-    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    rates = {line["step"]: line["images_per_second"] for line in lines if "warning" not in line}
-    rates = {at: rate for at, rate in rates.items() if at <= step}
-    images, total, before = settings["batch_size"] * settings.get("critic_steps", 1), 0.0, 0
-    for at in sorted(rates):
-        total += (at - before) * images / rates[at]
-        before = at
-    return total
-
-
-def page(file: Path, card: dict) -> str:
-    """The card as Markdown."""
-    rows = {
-        "trained by": f"`{card['script']}`",
-        "generator updates": f"{card['iterations']:,}",
-        "images": f"{card['images']['count']:,} (fingerprint {card['images']['fingerprint'][:16]})",
-        "hardware": card["hardware"],
-        "time": f"{card['seconds'] / 3600:.1f} hours",
-        "versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
-        "settings": ", ".join(f"{name} {value}" for name, value in card["settings"].items()),
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return (
-        f"# {file.name}\n\nWritten by `python -m transfer share` from the run's folder.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-        f"![64 samples of the averaged generator]({file.stem}.png)\n"
-    )
-
-
 if __name__ == "__main__":
     sys.argv[0] = "python -m transfer"
     with user_errors():
         commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply}
-        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, prog="python -m transfer")
+        tyro.extras.subcommand_cli_from_dict(
+            commands, description=__doc__, prog="python -m transfer", registry=registry()
+        )

@@ -24,8 +24,8 @@ NETWORKS = ("G", "ema", "D", "heads")
 Tensors = dict[str, Tensor]
 
 
-def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: Iterable[str] = ()) -> None:
-    """Write networks as one safetensors file; those named in half in half precision.
+def as_bytes(networks: dict[str, Tensors], card: dict[str, Any], half: Iterable[str] = ()) -> bytes:
+    """Networks as the content of a safetensors file; those named in half in half precision.
 
     networks maps some of "G", "ema", "D" and "heads" to their tensors; the card goes into the file's metadata
     as JSON.
@@ -35,9 +35,14 @@ def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: 
         for name in NETWORKS
         for key, tensor in networks.get(name, {}).items()
     }
-    data = to_bytes(
+    return to_bytes(
         {key: tensor.clone().contiguous() for key, tensor in tensors.items()}, {"card": json.dumps(card)}
     )
+
+
+def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: Iterable[str] = ()) -> None:
+    """Write networks and their card as a file: see as_bytes."""
+    data = as_bytes(networks, card, half)
     checkpoints.write(path, lambda handle: handle.write(data))
 
 
@@ -75,6 +80,15 @@ class Source:
             found = _read_shared(path)
         else:
             path, found = checkpoints.find(path, best)
+        return cls.of(path, found)
+
+    @classmethod
+    def of(cls, path: Path, found: dict[str, Any]) -> Source:
+        """The model of a checkpoint's content, or of networks and their card.
+
+        Raises:
+            UserError: when it holds no generator of this project.
+        """
         if not found.get("ema"):
             raise UserError(
                 f"{path} lacks ema, the averaged generator: give a model such as"
