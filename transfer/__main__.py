@@ -2,7 +2,7 @@
 
     python -m transfer draw target_domain/0001-wgan_64_finetune-G005-D005 --count 1000 --to drawn
     python -m transfer draw pretrained_model/wgan_64.safetensors --grid faces.png --walk faces.webp
-    python -m transfer share source_domain/0001-wgan_64 pretrained_model/wgan_64.safetensors
+    python -m transfer share source_domain/0001-wgan_64 mine.safetensors --licence mit
     python -m transfer adapter target_domain/0001-wgan_64_scale_shift-G050-D050 cartoon.safetensors
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
 
