@@ -31,6 +31,7 @@ class Settings:
 
     paths: Positional[tuple[Path, ...]] = ()  # GENERATED REAL [REFERENCE], or as above
     model: Path | None = None  # a run's folder, a checkpoint or a .safetensors file to draw images from
+    best: bool = False  # the run's checkpoint with the best score, not its newest
     count: Annotated[int | None, Bound("at least 2", 2)] = (
         None  # images to draw from the model, 1000 unless given
     )
@@ -70,7 +71,7 @@ def main(settings: Settings) -> None:
         statistics.save(settings.save, metrics.Gaussian.of(features.values), extractor, size)
         return print(f"the statistics of {len(features.rows)} images are in {settings.save}")
     if settings.model is not None:
-        source, size = Source.read(settings.model), size or SIDE
+        source, size = Source.read(settings.model, settings.best), size or SIDE
         seen = (source.settings.get("features"),)  # what the critic saw through, where it did
         drawn = drawing.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
         sets = (drawn, *sets)
@@ -95,8 +96,10 @@ def _sets(settings: Settings) -> tuple[Path, ...]:
         fitting, wanted = count in (2, 3), "GENERATED REAL [REFERENCE], each a folder or a zip of images"
     if not fitting:
         raise UserError(f"{count} path{'s' * (count != 1)} given: python -m fid wants {wanted}")
-    if not drawn and (settings.keep or settings.count is not None):
-        raise UserError("--keep and --count are about images that are drawn: give --model RUN with them")
+    if not drawn and (settings.keep or settings.best or settings.count is not None):
+        raise UserError(
+            "--keep, --best and --count are about images that are drawn: give --model RUN with them"
+        )
     if settings.keep and GENERATED.is_dir() and any(GENERATED.iterdir()):
         raise UserError(
             f"{GENERATED} is not empty, and nothing is overwritten: move what is in it elsewhere, or leave"

@@ -127,5 +127,5 @@ def test_the_command_lines(faces, source, tmp_path):
     assert mixed.latent == LATENT and mixed.policies("G") == whole.policies("G")
     torch.testing.assert_close(mixed.generator, whole.generator, rtol=1e-3, atol=1e-5)
     assert transfer("share", run, files["whole"]).returncode == 0 and files["whole"].exists()
-    done = transfer("apply", files["own"], "--to", files["mixed"])
+    done = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
     assert done.returncode == 2 and "another source" in done.stderr and done.stderr.count("\n") == 1

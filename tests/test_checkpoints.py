@@ -41,6 +41,26 @@ def test_the_newest_two_the_best_and_every_5000th_are_kept(run):
     assert all(checkpoints.sha256(run / "checkpoints" / name) == listed[name]["sha256"] for name in listed)
 
 
+def test_the_newest_the_best_or_the_given_checkpoint_is_found(run):
+    kept = Checkpoints(run)
+    with pytest.raises(UserError, match=r"no score was made .* leave --best out"):
+        kept.save(1, state(1)), checkpoints.find(run, best=True)
+    kept.save(2, state(2), best=True), kept.save(3, state(3))
+    assert checkpoints.find(run)[1]["step"] == 3
+    path, found = checkpoints.find(run, best=True)
+    assert found["step"] == 2 and path == run / "checkpoints" / "000002.pt"
+    assert checkpoints.find(path)[1]["step"] == 2
+    with pytest.raises(UserError, match="is a file: --best wants a run's folder"):
+        checkpoints.find(path, best=True)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="the best checkpoint, is missing or damaged"):
+        checkpoints.find(run, best=True)
+    with pytest.raises(UserError, match=r"000003.pt is not a run's checkpoint"):
+        checkpoints.of_run(run)
+    with pytest.raises(UserError, match="is a model's file, and no run"):
+        checkpoints.of_run(Path("a.safetensors"))
+
+
 def test_a_file_that_the_manifest_does_not_list_is_never_rotated_away(run):
     torch.save(state(7), run / "checkpoints" / "000007.pt")
     kept = Checkpoints(run)

@@ -15,7 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from transfer import UserError, checkpoints, drawing
+from transfer.card import card_of
 from transfer.plan import others_of
+from transfer.settings import ROOT
 from transfer.shared import Source, carry
 
 Tensors = dict[str, dict[str, Tensor]]  # of "ema", the averaged generator, and of "D"
@@ -36,25 +38,31 @@ class Adapter:
     card: dict[str, Any]
 
     @classmethod
-    def of(cls, run: Path) -> Adapter:
-        """What a run's newest checkpoint has that its source has not.
+    def of(cls, run: Path, best: bool = False, source: Path | None = None) -> Adapter:
+        """What a checkpoint, or a run's newest or best one, has that the run's source has not.
+
+        source: where the source is, if not where it was when the run began.
 
         Raises:
-            UserError: when the run was not carried over from a source, or that is not where it was.
+            UserError: when the run was not carried over from a source, or that is not there.
         """
-        _, state = checkpoints.Checkpoints(run).newest()
+        path, state = checkpoints.of_run(run, best)
         settings = state["settings"]
         if settings.get("source") is None or "G" not in settings:
             raise UserError(f"{run} was not carried over from a source under a plan: share it whole")
-        source = Source.read(Path(settings["source"]))
+        where = Path(settings["source"]) if source is None else source
+        if not where.exists() and (ROOT / where).exists():
+            where = ROOT / where  # as settings.plain tells of the project's own files
+        if not where.exists():
+            raise UserError(f"{where}, the run's source, is not there: give --source with where it is now")
+        origins = Source.read(where)
         networks: Tensors = {}
-        for name, origin in _networks(source).items():
+        for name, origin in _networks(origins).items():
             own = state.get(name, {})
             if not origin.keys() <= own.keys():  # no critic, or one of another kind than the source's
                 own = {}
             networks[name] = {k: v.cpu() for k, v in own.items() if not _same(v, origin.get(k))}
-        card = {key: state[key] for key in ("script", "settings", "arguments") if key in state}
-        return cls(networks, fingerprint(source), {**card, "iterations": state["step"]})
+        return cls(networks, fingerprint(origins), card_of(path, state))
 
     @classmethod
     def read(cls, file: Path) -> Adapter:

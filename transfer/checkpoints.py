@@ -250,6 +250,26 @@ class Checkpoints:
             " pretrained_model/"
         )
 
+    def best(self) -> tuple[Path, dict[str, Any]]:
+        """The checkpoint with the best score and what is in it.
+
+        Raises:
+            UserError: when the run was not scored, or the checkpoint is not whole.
+        """
+        marked = [self.folder / name for name, entry in self.listed().items() if entry.get("best")]
+        if not marked:
+            raise UserError(
+                f"{self.folder.parent} has no best checkpoint, since no score was made (--score-every): leave"
+                " --best out, for the newest"
+            )
+        try:
+            self._verify(marked[0])
+            return marked[0], load(marked[0])
+        except UserError:
+            raise UserError(
+                f"{marked[0]}, the best checkpoint, is missing or damaged: leave --best out, for the newest"
+            ) from None
+
     def _verify(self, path: Path) -> None:
         """Raise UserError unless the file is what was written: by the manifest, else by its own checksums."""
         entry = self.listed().get(path.name)
@@ -274,6 +294,34 @@ class Checkpoints:
             if re.fullmatch(r"\.(\d+\.pt|manifest\.json)\.\d+", path.name):
                 with suppress(OSError):
                     path.unlink()
+
+
+def find(model: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
+    """A run's newest checkpoint, or its best one, or the checkpoint that is given; and what is in it.
+
+    Raises:
+        UserError: when there is none, or best is asked of a file.
+    """
+    if Path(model).is_dir():
+        kept = Checkpoints(model)
+        return kept.best() if best else kept.newest()
+    if best:
+        raise UserError(f"{model} is a file: --best wants a run's folder, to find the best checkpoint in it")
+    return Path(model), load(model)
+
+
+def of_run(run: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
+    """What find finds, where it is a run's checkpoint, which tells of its script, settings and step.
+
+    Raises:
+        UserError: when it is something else, such as a model's file.
+    """
+    if Path(run).suffix == ".safetensors" and not Path(run).is_dir():
+        raise UserError(f"{run} is a model's file, and no run: give the run's folder, or a checkpoint in it")
+    path, state = find(run, best)
+    if not {"script", "settings", "step", "ema"} <= state.keys():
+        raise UserError(f"{path} is not a run's checkpoint: give a run's folder, or a checkpoint in it")
+    return path, state
 
 
 def _is_entry(name: str, entry: Any) -> bool:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import io
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from transfer import UserError
@@ -66,35 +73,112 @@ def generator(source: Source) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+# ----------------------------------------------------------------------------------------------------------
+# Latents.
+
+
+def latents(source: Source, count: int, seed: int) -> Tensor:
+    """count latents (count, latent) from N(0, 1) on the CPU, the same ones for the same seed."""
+    return torch.randn(count, source.latent, generator=torch.Generator().manual_seed(seed))
+
+
+def read_latents(path: Path) -> Tensor:
+    """The latents (N, latent) of a .npy file, or of a .safetensors file with one tensor.
+
+    Raises:
+        UserError: when the file is neither, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            (found,) = load_file(path).values()
+        else:
+            found = torch.from_numpy(np.load(path, allow_pickle=False))
+        z = found.float().flatten(1)  # some keep them as (N, latent, 1, 1)
+    except (OSError, SafetensorError, EOFError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path} holds no latents ({error}): give one array (N, latent) in a .npy or .safetensors file"
+        ) from None
+    if not len(z) or not torch.isfinite(z).all():
+        raise UserError(f"{path} holds {tuple(found.shape)} latents, or NaN: give finite ones, at least one")
+    return z
+
+
+def latents_as_bytes(z: Tensor, ending: str) -> bytes:
+    """Latents as the content of a file with this ending, which read_latents reads."""
+    if ending == ".safetensors":
+        return save({"latents": z.contiguous()})
+    data = io.BytesIO()
+    np.save(data, z.numpy())
+    return data.getvalue()
+
+
+def walk(z: Tensor, steps: int) -> Tensor:
+    """Latents (n * steps, latent) on the way from each of z (n, latent) to the next, and back to the first.
+
+    The way is an arc, not a straight line (White 2016, "Sampling Generative Networks"): latents from N(0, 1)
+    have nearly the same length, and the middle of a straight line is shorter than any that was trained on.
+    """
+    ahead, t = z.roll(-1, 0), torch.arange(steps)[None, :, None] / steps
+    angle = F.cosine_similarity(z, ahead).clamp(-1, 1).acos()[:, None, None]
+    arc = angle.sin()
+    near, far = ((1 - t) * angle).sin() / arc, (t * angle).sin() / arc
+    straight = arc < 1e-3  # the same or opposite directions have no one arc between them
+    near, far = torch.where(straight, 1 - t, near), torch.where(straight, t, far)
+    return (near * z[:, None] + far * ahead[:, None]).flatten(0, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Images.
+
+
 @torch.no_grad()
-def draw(source: Source, count: int, seed: int, device: torch.device, batch: int = 64) -> Tensor:
-    """count images (count, C, H, W), uint8, of the averaged generator; the same ones for the same seed."""
-    z = torch.randn(count, source.latent, generator=torch.Generator().manual_seed(seed)).to(device)
+def stream(
+    source: Source, z: Tensor, device: torch.device | str = "cpu", batch: int = 64
+) -> Iterator[Tensor]:
+    """The averaged generator's images of latents z (N, latent), (n, C, H, W), uint8, a batch at a time.
+
+    Raises:
+        UserError: when the latents are not the generator's, or an image is not finite.
+    """
+    if z.shape[1] != source.latent:
+        raise UserError(
+            f"the latents have {z.shape[1]} numbers each, and {source.path} draws from {source.latent}: give"
+            " others, or another model"
+        )
     network = generator(source).to(device)
-    drawn = []
-    for latents in z.split(batch):
-        images = network(latents)
+    for part in z.split(batch):
+        images = network(part.to(device))
         if not torch.isfinite(images).all():
             raise UserError("the generator gives NaN: its run has diverged, give an earlier checkpoint")
-        drawn.append(to_uint8(images))
-    return torch.cat(drawn)
+        yield to_uint8(images).cpu()
 
 
-def keep(images: Tensor, folder: Path) -> None:
-    """Write images (N, 3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
+def draw(
+    source: Source, count: int, seed: int, device: torch.device | str = "cpu", batch: int = 64
+) -> Tensor:
+    """count images (count, C, H, W), uint8, of the averaged generator; the same ones for the same seed."""
+    return torch.cat([*stream(source, latents(source, count, seed), device, batch)])
+
+
+def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> None:
+    """Write images (3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
+
+    count: how many there are, where images cannot tell.
 
     Raises:
         UserError: when the folder holds anything already, or cannot be written to.
     """
-    names = [f"{index:06d}.png" for index in range(len(images))]
+    names = [f"{index:06d}.png" for index in range(len(images) if count is None else count)]
     try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds files already: move them away, or give another folder")
+        images = iter(images)
+        first = [*itertools.islice(images, 1)]  # what cannot be drawn leaves no folder behind
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"{folder} holds files already: clear it with operating_file.py first")
         with open(folder / MARKER, "x") as handle:
             json.dump(names, handle)
-        for name, image in zip(names, images, strict=True):
+        for name, image in zip(names, itertools.chain(first, images), strict=True):
             with open(folder / name, "xb") as handle:
                 Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(handle, "PNG")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): leave out --keep") from None
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder") from None

@@ -24,8 +24,8 @@ NETWORKS = ("G", "ema", "D", "heads")
 Tensors = dict[str, Tensor]
 
 
-def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: Iterable[str] = ()) -> None:
-    """Write networks as one safetensors file; those named in half in half precision.
+def as_bytes(networks: dict[str, Tensors], card: dict[str, Any], half: Iterable[str] = ()) -> bytes:
+    """Networks as the content of a safetensors file; those named in half in half precision.
 
     networks maps some of "G", "ema", "D" and "heads" to their tensors; the card goes into the file's metadata
     as JSON.
@@ -35,9 +35,14 @@ def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: 
         for name in NETWORKS
         for key, tensor in networks.get(name, {}).items()
     }
-    data = to_bytes(
+    return to_bytes(
         {key: tensor.clone().contiguous() for key, tensor in tensors.items()}, {"card": json.dumps(card)}
     )
+
+
+def share(path: Path, networks: dict[str, Tensors], card: dict[str, Any], half: Iterable[str] = ()) -> None:
+    """Write networks and their card as a file: see as_bytes."""
+    data = as_bytes(networks, card, half)
     checkpoints.write(path, lambda handle: handle.write(data))
 
 
@@ -64,17 +69,26 @@ class Source:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Source:
-        """Read a shared file, a run's checkpoint, or a run's folder (its newest checkpoint).
+    def read(cls, path: Path, best: bool = False) -> Source:
+        """Read a shared file, a run's checkpoint, or a run's folder: its newest checkpoint, or its best one.
 
         Raises:
             UserError: when path is none of these, or holds no generator of this project.
         """
         path = Path(path)
-        if path.is_dir():
-            path, found = checkpoints.Checkpoints(path).newest()
+        if path.suffix == ".safetensors" and not path.is_dir() and not best:
+            found = _read_shared(path)
         else:
-            found = _read_shared(path) if path.suffix == ".safetensors" else checkpoints.load(path)
+            path, found = checkpoints.find(path, best)
+        return cls.of(path, found)
+
+    @classmethod
+    def of(cls, path: Path, found: dict[str, Any]) -> Source:
+        """The model of a checkpoint's content, or of networks and their card.
+
+        Raises:
+            UserError: when it holds no generator of this project.
+        """
         if not found.get("ema"):
             raise UserError(
                 f"{path} lacks ema, the averaged generator: give a model such as"
