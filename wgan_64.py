@@ -17,6 +17,7 @@ from transfer.settings import (
     Extractor,
     Optimizer,
     Positive,
+    Share,
     Whole,
     check,
     command_line,
@@ -48,6 +49,7 @@ class Settings:
     save_every: Count = 1000
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print what would be trained, and stop
@@ -125,7 +127,7 @@ def main(settings: Settings) -> Path | None:
     torch.manual_seed(settings.seed)
     G = Generator(settings.latent, settings.width).to(device, memory_format=torch.channels_last)
     D = Discriminator(settings.width).to(device, memory_format=torch.channels_last)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

@@ -22,6 +22,7 @@ from transfer.settings import (
     Decay,
     Extractor,
     Positive,
+    Share,
     Weight,
     Whole,
     check,
@@ -69,6 +70,7 @@ class Settings:
     save_every: Count = 250
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "efficientnet_lite0"  # of the scores
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print the plan, and stop
@@ -239,7 +241,7 @@ def main(settings: Settings) -> Path | None:
     for part in (G, D, heads):
         part.to(device, memory_format=torch.channels_last)
     clip = Clip(D, settings.clip, carried=source is not None)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))
