@@ -5,13 +5,14 @@
     python -m transfer share source_domain/0001-wgan_64 mine.safetensors --licence mit
     python -m transfer adapter target_domain/0001-wgan_64_scale_shift-G050-D050 cartoon.safetensors
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
+    python -m transfer import netG.pth netD.pth --to mine.safetensors
 
 draw writes images as PNG files to a folder, as one grid, or as an animation that walks from latent to latent.
 share writes one safetensors file, with a card and a grid: G and its moving average in half precision and D in
 full (a rounded 0.01 would be over the clip). The card, beside it as .md, has the front matter that model hubs
 read, and says what the run's folder knows: settings, iterations, hardware, time, the images' name and count.
 adapter writes only the tensors that the source has not, and apply adds those of one or more runs to the
-source again. None of them overwrites a file.
+source again. import reads networks as PyTorch's DCGAN example saves them. None of them overwrites a file.
 """
 
 import io
@@ -27,7 +28,7 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from transfer import UserError, checkpoints, drawing, shared
+from transfer import UserError, checkpoints, dcgan, drawing, shared
 from transfer.adapters import Adapter, applied
 from transfer.card import card_of, page, without_paths
 from transfer.engine import choose_device
@@ -234,6 +235,23 @@ def apply(
     _publish(to, {"G": networks["ema"], **networks}, card, licence)
 
 
+def import_(files: Positional[tuple[Path, ...]], to: Path, licence: str | None = None) -> None:
+    """Write a generator and a discriminator of other code as share does, to be drawn from and transferred.
+
+    Args:
+        files: one with both networks, or one of each, as PyTorch's DCGAN example saves them and code like it:
+            state dicts for images of 64 x 64 pixels, of any width and latent. No code in them is run.
+        to: the file to write, which is read where a source or a run is.
+        licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    _check_names(to)
+    networks, card = dcgan.read(files)
+    _publish(to, networks, card, licence, half=())
+
+
 def _check_name(file: Path | None, *endings: str) -> None:
     """Refuse a file to be written whose name ends otherwise, or that is there already."""
     endings = endings or (".safetensors",)
@@ -246,7 +264,7 @@ def _check_name(file: Path | None, *endings: str) -> None:
 if __name__ == "__main__":
     sys.argv[0] = "python -m transfer"
     with user_errors():
-        commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply}
+        commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply, "import": import_}
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, prog="python -m transfer", registry=registry()
         )

@@ -18,7 +18,7 @@ from transfer import UserError, checkpoints, drawing
 from transfer.card import card_of
 from transfer.plan import others_of
 from transfer.settings import ROOT
-from transfer.shared import Source, carry
+from transfer.shared import Source, carry, folded
 
 Tensors = dict[str, dict[str, Tensor]]  # of "ema", the averaged generator, and of "D"
 
@@ -57,7 +57,7 @@ class Adapter:
             raise UserError(f"{where}, the run's source, is not there: give --source with where it is now")
         origins = Source.read(where)
         networks: Tensors = {}
-        for name, origin in _networks(origins).items():
+        for name, origin in _carried(origins).items():
             own = state.get(name, {})
             if not origin.keys() <= own.keys():  # no critic, or one of another kind than the source's
                 own = {}
@@ -129,7 +129,7 @@ def applied(source: Source, adapters: Sequence[Adapter], shares: Sequence[float]
     result: Tensors = {}
     for name in first.networks:
         if not any(adapter.networks[name] for adapter in adapters):
-            result[name] = _networks(source)[name]
+            result[name] = _carried(source)[name]
             continue
         start = _start(first.as_model(source), source, "G" if name == "ema" else name)
         result[name] = dict(start)
@@ -164,6 +164,15 @@ def fingerprint(source: Source) -> str:
 
 def _networks(source: Source) -> Tensors:
     return {"ema": source.generator, "D": source.discriminator or {}}
+
+
+def _carried(source: Source) -> Tensors:
+    """What a run takes over from a source: of one that was itself modulated, its effective kernels."""
+    networks = _networks(source)
+    for name, letter in (("ema", "G"), ("D", "D")):
+        if networks[name] and source.policies(letter) is not None:
+            networks[name] = folded(drawing.untrained(source, letter), source, letter)
+    return networks
 
 
 def _same(tensor: Tensor, other: Tensor | None) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 from transfer.settings import description_of
 
 NOT_TOLD = ("out", "resume", "dry_run")  # settings that say nothing of a model
-TAGS = ("gan", "wgan", "unconditional-image-generation")
 
 
 def card_of(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -77,11 +76,12 @@ def page(name: str, card: dict[str, Any]) -> str:
         "base_model": base,
         "library_name": "pytorch",
         "pipeline_tag": "unconditional-image-generation",
-        "tags": [*TAGS, *(["transfer-learning"] if base else [])],
+        "tags": ["gan", "dcgan" if "imported" in card else "wgan", *(["transfer-learning"] if base else [])],
     }
     # JSON is YAML, and quotes what a name may hold.
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None]
-    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in _rows(card).items())
+    table = "".join(f"| {key} | {_cell(value)} |\n" for key, value in _rows(card).items())
+    made = f"\n## How it was made\n\n| | |\n|---|---|\n{table}" if table else ""
     stem = name.removesuffix(".safetensors")
     return (
         "---\n" + "\n".join(lines) + f"\n---\n\n# {stem}\n\n{_opening(card)}\n\n"
@@ -92,8 +92,7 @@ def page(name: str, card: dict[str, Any]) -> str:
         "from transfer.shared import Source\n"
         f'images = draw(Source.read("{name}"), count=16, seed=0)  # uint8 (16, 3, 64, 64)\n'
         "```\n\n"
-        f"or `python -m transfer draw {name} --count 16 --to drawn`. Nothing in the file can run.\n\n"
-        f"## How it was made\n\n| | |\n|---|---|\n{table}\n"
+        f"or `python -m transfer draw {name} --count 16 --to drawn`. Nothing in the file can run.\n{made}"
     )
 
 
@@ -122,6 +121,8 @@ def _images(images: dict[str, Any]) -> str:
 
 
 def _rows(card: dict[str, Any]) -> dict[str, str]:
+    if "imported" in card:
+        return {}  # how it was made nobody has told
     rows = {
         "fingerprint of the images": (card.get("images", {}).get("fingerprint") or "")[:16],
         "hardware": card.get("hardware"),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -123,7 +124,10 @@ def load(path: Path) -> dict[str, Any]:
             f" torch>={'.'.join(map(str, SAFE))}"
         )
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb") as handle, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own about pickles, which are refused below
+            pickled = handle.read(1) == b"\x80"
+            handle.seek(0)
             state = torch.load(handle, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a checkpoint that exists") from None
@@ -133,7 +137,12 @@ def load(path: Path) -> dict[str, Any]:
                 f"{path} holds pickled objects, which could run code and are never loaded: save the"
                 " networks' state_dict() instead"
             ) from None
-        raise UserError(f"{path} is no whole checkpoint of this project: give an earlier one") from None
+        if pickled:
+            raise UserError(
+                f"{path} is a pickle, which could run code and is never loaded, or it is cut off: save the"
+                " networks' state_dict() with torch.save instead"
+            ) from None
+        raise UserError(f"{path} is no whole checkpoint: give an earlier one, or fetch it again") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of this project: give one that a script has written")
     if isinstance(state.get("version"), int) and state["version"] > VERSION:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from transfer.policies import Policy
 from transfer.weights import Clip
 
 NETWORKS = ("G", "ema", "D", "heads")
+IMPORT = "python -m transfer import {} --to mine.safetensors brings them in"
 Tensors = dict[str, Tensor]
 
 
@@ -89,15 +92,25 @@ class Source:
         Raises:
             UserError: when it holds no generator of this project.
         """
-        if not found.get("ema"):
+        if not isinstance(found.get("ema"), dict) or not found["ema"]:
+            if any(isinstance(value, Tensor | dict) and len(value) for value in found.values()):
+                raise UserError(
+                    f"{path} holds networks, but none of this project's (no ema, the averaged generator): if"
+                    f" they are like DCGAN's, {IMPORT.format(path)}"
+                )
             raise UserError(
-                f"{path} lacks ema, the averaged generator: give a model such as"
-                " pretrained_model/wgan_64.safetensors"
+                f"{path} holds no networks: give a model such as pretrained_model/wgan_64.safetensors"
             )
-        settings = found.get("settings") or {}
-        arguments = (found.get("arguments") or {}).get("G") or _arguments(path, found["ema"], settings)
+        said = {key: found.get(key) for key in ("settings", "arguments")}
+        settings, arguments = ({} if value is None else value for value in said.values())
+        arguments = arguments.get("G") or _arguments(path, found["ema"], settings)
         script = Path(found.get("script") or "wgan_64").stem
-        return cls(path, found["ema"], found.get("D"), found.get("heads"), script, settings, arguments)
+        source = cls(path, found["ema"], found.get("D"), found.get("heads"), script, settings, arguments)
+        try:
+            source.latent + source.width, source.policies("G"), source.policies("D")
+        except (KeyError, TypeError, UserError) as error:
+            raise UserError(f"the card of {path} cannot be made sense of ({error}): share it anew") from None
+        return source
 
     @property
     def latent(self) -> int:
@@ -120,7 +133,12 @@ class Source:
         said = self.settings.get("loss")
         if said in ("wgan", "wgan_gp"):
             return said
-        return "wgan_gp" if self.script == "wgan_gp_64" or not self.norm else "wgan"
+        if self.script == "wgan_gp_64" or not self.norm:
+            return "wgan_gp"
+        # A run that took over its source's loss does not tell which; a clipped critic has no larger kernel.
+        kernels = [t for t in (self.discriminator or {}).values() if t.ndim == 4] if said == "source" else []
+        clip = self.settings.get("clip", math.inf)
+        return "wgan_gp" if any(bool((kernel.abs() > clip).any()) for kernel in kernels) else "wgan"
 
     @property
     def fingerprint(self) -> str:
@@ -163,7 +181,8 @@ def _arguments(path: Path, generator: Tensors, settings: dict[str, Any]) -> dict
         latent, eight_widths = generator["conv1.weight"].shape[:2]
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
-            f"{path} holds other networks than this project's: train one with wgan_64.py"
+            f"{path} holds other networks than this project's: if they are like DCGAN's,"
+            f" {IMPORT.format(path)}"
         ) from None
     hidden = {"hidden": settings["hidden"]} if "hidden" in settings else {}
     return {"latent": latent, "width": eight_widths // 8, **hidden}
@@ -173,19 +192,31 @@ def _read_shared(path: Path) -> dict[str, Any]:
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            card = json.loads((file.metadata() or {}).get("card", "{}"))
+            card = _card((file.metadata() or {}).get("card", "{}"), path)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: give a .safetensors file, a checkpoint or a run's folder"
         ) from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no whole safetensors file ({error}): fetch it again") from None
     networks: dict[str, Any] = {name: {} for name in NETWORKS}
     for key, tensor in tensors.items():
         name, _, rest = key.partition(".")
-        if name in NETWORKS:
-            networks[name][rest] = tensor.float() if tensor.is_floating_point() else tensor
+        networks.setdefault(name, {})[rest] = tensor.float() if tensor.is_floating_point() else tensor
     return {**card, **networks}
+
+
+def _card(text: str, path: Path) -> dict[str, Any]:
+    """The card of a file; one that share cannot have written counts as none, and that is said."""
+    with suppress(ValueError):
+        card = json.loads(text)
+        kinds = {"settings": dict, "arguments": dict, "script": str}
+        if isinstance(card, dict) and all(
+            isinstance(card.get(key), kind | None) for key, kind in kinds.items()
+        ):
+            return card
+    print(f"{path}: its card is not this project's, and counts as none")
+    return {}
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -253,9 +284,12 @@ def folded(network: nn.Module, source: Source, name: str) -> Tensors:
         return tensors
     with torch.random.fork_rng(devices=[]):  # a layer draws the weights that are replaced at once
         for layer, policy in zip(layers, policies, strict=True):
-            if policy.modulates and f"{layer.name}.weight" in tensors:
-                kernel = layer.kernel.under(policy)
-                own = {key: tensors.pop(f"{layer.name}.{key}") for key in [*kernel.state_dict()]}
+            if not policy.modulates:
+                continue
+            kernel = layer.kernel.under(policy)
+            names = {key: f"{layer.name}.{key}" for key in kernel.state_dict()}
+            if all(name in tensors for name in names.values()):  # else it never was, such as
+                own = {key: tensors.pop(name) for key, name in names.items()}  # a critic that saw instead
                 kernel.load_state_dict(own)
                 kernel.start()  # from this weight, ...
                 kernel.load_state_dict(own)  # ... from which the policy's tensors have moved
