@@ -34,7 +34,7 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
     """
     _check_name(file)
     _, state = Checkpoints(run).newest()
-    description = json.loads((run / "settings.json").read_text())
+    description = json.loads((run / "settings.json").read_text(encoding="utf-8"))
     card = {
         "script": state["script"],
         "iterations": state["step"],
@@ -48,7 +48,7 @@ def share(run: Positional[Path], file: Positional[Path]) -> None:
     shared.share(file, state, card, half=("G", "ema"))
     grids = sorted(path for path in (run / "samples").glob("*.png") if int(path.stem) <= state["step"])
     shutil.copyfile(grids[-1], file.with_suffix(".png"))  # a stopped run's last step may have none
-    file.with_suffix(".md").write_text(page(file, card))
+    file.with_suffix(".md").write_text(page(file, card), encoding="utf-8")
 
 
 def adapter(run: Positional[Path], file: Positional[Path]) -> None:
@@ -98,8 +98,8 @@ def _check_name(file: Path) -> None:
 
 def seconds(run: Path, step: int) -> float:
     """How long the run computed for its first `step` iterations (repeated ones count once)."""
-    settings = json.loads((run / "settings.json").read_text())["settings"]
-    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]
+    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
     rates = {line["step"]: line["images_per_second"] for line in lines if "warning" not in line}
     rates = {at: rate for at, rate in rates.items() if at <= step}
     images, total, before = settings["batch_size"] * settings.get("critic_steps", 1), 0.0, 0

@@ -91,7 +91,7 @@ def keep(images: Tensor, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"{folder} holds files already: clear it with operating_file.py first")
-        with open(folder / MARKER, "x") as handle:
+        with open(folder / MARKER, "x", encoding="utf-8") as handle:
             json.dump(names, handle)
         for name, image in zip(names, images, strict=True):
             with open(folder / name, "xb") as handle:
