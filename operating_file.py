@@ -94,10 +94,12 @@ def select(
 
 
 def _check(*numbers: tuple[str, int | None, int]) -> None:
-    """Raise UserError unless each named number is at least what it must be."""
+    """Raise UserError unless each named number is at least what it must be, and a seed what torch takes."""
     for name, value, least in numbers:
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}: give at least {least}")
+        if name == "seed" and value >= 2**64:
+            raise UserError(f"--{name} is {value}: give at most {2**64 - 1}")
 
 
 def _new(target: Path) -> Path:

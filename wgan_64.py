@@ -17,6 +17,7 @@ from transfer.settings import (
     Extractor,
     Optimizer,
     Positive,
+    Seed,
     Share,
     Whole,
     check,
@@ -40,7 +41,7 @@ class Settings:
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z
     width: Count = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made

@@ -21,6 +21,7 @@ from transfer.settings import (
     Loss,
     Optimizer,
     Positive,
+    Seed,
     Share,
     Whole,
     check,
@@ -49,7 +50,7 @@ class Settings:
     penalty: Positive = 10.0  # wgan_gp: weight of (|gradient of the critic at x| - 1)^2
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made

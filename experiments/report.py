@@ -101,6 +101,6 @@ def html() -> str:
 
 def write() -> None:
     """Write the page and the report."""
-    PAGE.write_text(page())
-    REPORT.write_text(html())
+    PAGE.write_text(page(), encoding="utf-8")
+    REPORT.write_text(html(), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)} and {REPORT.name} are written")

@@ -20,6 +20,7 @@ from transfer.settings import (
     Decay,
     Extractor,
     Positive,
+    Seed,
     Share,
     Weight,
     Whole,
@@ -50,7 +51,7 @@ class Settings:
         "efficientnet_lite0"  # vgg16 is the paper's: a download
     )
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made

@@ -18,6 +18,7 @@ from transfer.settings import (
     Decay,
     Extractor,
     Positive,
+    Seed,
     Share,
     Whole,
     check,
@@ -44,7 +45,7 @@ class Settings:
     hidden: Count = 512  # width of the generator and the critic of codes
     augment: Augmentation = "flip"  # of the images that are coded
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made

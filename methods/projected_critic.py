@@ -22,6 +22,7 @@ from transfer.settings import (
     Decay,
     Extractor,
     Positive,
+    Seed,
     Share,
     Weight,
     Whole,
@@ -61,7 +62,7 @@ class Settings:
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z, without a source
     width: Count = 64  # channels of the layer next to the image, without a source
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made

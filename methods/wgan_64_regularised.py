@@ -20,6 +20,7 @@ from transfer.settings import (
     Extractor,
     Optimizer,
     Positive,
+    Seed,
     Share,
     Weight,
     Whole,
@@ -53,7 +54,7 @@ class Settings:
     lecam: Weight = 0.0  # ... the critic's scores from the other side's average (LeCam)
     adapt: Whole = 0  # images set aside to see overfitting by, which then decides how often to augment
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made

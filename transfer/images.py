@@ -142,8 +142,8 @@ class Images:
                 different -= 1
         if len(aside) < 2:
             raise UserError(
-                f"hold_out {share} of {self} sets aside {len(aside)}, and scores need two: give a larger"
-                " share, up to 0.5, or more images that differ"
+                f"hold_out {share} of {len(self)} images sets aside {len(aside)}, and scores need two: give"
+                " a larger share, up to 0.5, or more images that differ"
             )
         kept = torch.ones(len(self), dtype=torch.bool)
         kept[aside] = False

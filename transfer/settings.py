@@ -42,6 +42,7 @@ SMALLEST = sys.float_info.min  # above 0
 Count = Annotated[int, Bound("at least 1", 1)]
 Whole = Annotated[int, Bound("at least 0")]
 Batch = Annotated[int, Bound("at least 2", 2)]  # batch normalisation needs two images
+Seed = Annotated[int, Bound("a whole number from 0 to 18446744073709551615", 0, 2**64)]  # what torch takes
 Weight = Annotated[float, Bound("at least 0")]
 Positive = Annotated[float, Bound("a number above 0", SMALLEST)]
 Decay = Annotated[float, Bound("a number from 0 to just below 1, such as 0.999", 0, 1)]
