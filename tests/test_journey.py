@@ -88,11 +88,18 @@ def test_from_a_folder_of_pictures_to_a_model_that_is_shared(journey, source, tm
     )
     assert "copies" in told and "coverage" in told
 
+    held = train.replace("--iterations 6", "--iterations 2 --hold-out 0.2 --score-every 1")
+    told = journey(held, "--extractor", "efficientnet_lite0")
+    assert "24 images, 6 set aside" in told
+    (scores,) = out.glob("0002-*/scores.jsonl")
+    assert [json.loads(line)["heldout"]["n_real"] for line in scores.read_text().splitlines()] == [6, 6]
+    journey("-m transfer draw", scores.parent, "--best", "--grid", tmp_path / "best.png")
+
     shared = tmp_path / "shared.safetensors"
     journey("-m transfer share", run, shared)
     card = shared.with_suffix(".md").read_text(encoding="utf-8")
     assert card.startswith("---") and str(tmp_path) not in card
     again = train.replace(str(source), str(shared)).replace("--iterations 6", "--iterations 1")
     journey(again)
-    assert len(sorted(out.glob("0*"))) == 2
+    assert len(sorted(out.glob("0*"))) == 3
     assert journey("-m transfer share", run, shared, status=2).count("\n") == 1, "nothing is overwritten"
