@@ -42,6 +42,15 @@ def test_every_number_of_every_script_has_a_bound_and_its_default_is_within(name
                     check(replace(script.Settings(), **{field.name: wrong}))
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_seed_is_what_torch_takes(name):
+    most, script = 2**64 - 1, importlib.import_module(name)
+    check(script.Settings(seed=most))
+    torch.Generator().manual_seed(most)
+    with pytest.raises(UserError, match=f"seed is {most + 1}: give a whole number from 0 to {most}"):
+        check(script.Settings(seed=most + 1))
+
+
 def given(monkeypatch, script, *words):
     monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
     return command_line(script.Settings)
