@@ -65,12 +65,10 @@ def select(
     if box and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise UserError(f"--box {' '.join(map(str, box))} is empty: give left, upper, right and lower edge")
     target = _new(target)
-    files = []
-    for file in find(source):
-        if file.refused:
-            print(f"skipped {file.name!r}: {file.refused}")
-        else:
-            files.append(file)
+    found = find(source)
+    for file in filter(lambda file: file.refused, found):
+        print(f"skipped {file.name!r}: {file.refused}")
+    files = [file for file in found if not file.refused]
     if (count or 0) > len(files):
         raise UserError(
             f"{source} holds {len(files)} files: give a --count of at most that, or another source"
@@ -94,10 +92,12 @@ def select(
 
 
 def _check(*numbers: tuple[str, int | None, int]) -> None:
-    """Raise UserError unless each named number is at least what it must be."""
+    """Raise UserError unless each named number is at least what it must be, and a seed what torch takes."""
     for name, value, least in numbers:
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}: give at least {least}")
+        if name == "seed" and value >= 2**64:
+            raise UserError(f"--{name} is {value}: give at most {2**64 - 1}")
 
 
 def _new(target: Path) -> Path:

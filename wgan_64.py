@@ -17,6 +17,8 @@ from transfer.settings import (
     Extractor,
     Optimizer,
     Positive,
+    Seed,
+    Share,
     Whole,
     check,
     command_line,
@@ -39,7 +41,7 @@ class Settings:
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z
     width: Count = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made
@@ -48,6 +50,7 @@ class Settings:
     save_every: Count = 1000
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print what would be trained, and stop
@@ -125,7 +128,7 @@ def main(settings: Settings) -> Path | None:
     torch.manual_seed(settings.seed)
     G = Generator(settings.latent, settings.width).to(device, memory_format=torch.channels_last)
     D = Discriminator(settings.width).to(device, memory_format=torch.channels_last)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

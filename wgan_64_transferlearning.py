@@ -21,6 +21,8 @@ from transfer.settings import (
     Loss,
     Optimizer,
     Positive,
+    Seed,
+    Share,
     Whole,
     check,
     command_line,
@@ -48,7 +50,7 @@ class Settings:
     penalty: Positive = 10.0  # wgan_gp: weight of (|gradient of the critic at x| - 1)^2
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
@@ -57,6 +59,7 @@ class Settings:
     save_every: Count = 1000
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print the plan, and stop
@@ -146,7 +149,7 @@ def main(settings: Settings) -> Path | None:
     check_learning(G, D)
     gp = (source.loss if settings.loss == "source" else settings.loss) == "wgan_gp"
     clip = None if gp else Clip(D, settings.clip, carried=True)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, WGAN{'-GP' * gp}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

@@ -23,7 +23,7 @@ KEYS = {
 def newest(benchmark: str) -> list[dict]:
     """The newest line of each measurement of a benchmark, in the order of their first."""
     found: dict[tuple, dict] = {}
-    for text in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+    for text in RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []:
         line = json.loads(text)
         if line["benchmark"] == benchmark:
             found[tuple(line.get(key) for key in KEYS[benchmark])] = line
@@ -110,9 +110,9 @@ def measured() -> str:
 
 def page() -> str:
     """docs/performance.md with the measured part written anew."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}{measured()}{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

@@ -51,7 +51,7 @@ def first_iteration(images: Path, out: Path, cache: Path, iterations: int, after
     first = None
     while process.poll() is None:
         logs = list(out.glob("*/log.jsonl"))
-        lines = logs[0].read_text().count("\n") if logs else 0
+        lines = logs[0].read_text(encoding="utf-8").count("\n") if logs else 0
         if lines and first is None:
             first = time.perf_counter() - began
         if lines > after:
@@ -67,7 +67,14 @@ def _peak(pid: int) -> float:
     status = Path(f"/proc/{pid}/status")
     if not status.exists():  # not Linux: the largest of all child processes, compilers included
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1000
+    return (
+        next(
+            int(line.split()[1])
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if "VmHWM" in line
+        )
+        / 1000
+    )
 
 
 @dataclass(frozen=True)

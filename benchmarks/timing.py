@@ -101,5 +101,5 @@ def keep(benchmark: str, **content: Any) -> None:
         "python": platform.python_version(),
         "time": timestamp(),
     }
-    with open(RESULTS, "a") as file:
+    with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

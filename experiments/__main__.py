@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from experiments.page import write
+from experiments.report import write
 from experiments.runs import PRETRAINING, Budget, make
 from experiments.tables import TABLES
 from transfer import UserError

@@ -10,13 +10,13 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 
 def read(table: str) -> list[dict[str, Any]]:
     """The lines of one kind: "scale", "resume", "run" or "superseded" (a run whose code is gone)."""
-    texts = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    texts = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
     return [line for line in map(json.loads, texts) if line["table"] == table]
 
 
 def append(line: dict[str, Any]) -> None:
     """Add a line, whose "table" says its kind."""
-    with open(RESULTS, "a") as file:
+    with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -48,7 +48,9 @@ def start(settings: Settings, out: Path, *more: str) -> subprocess.Popen:
 
 def wait_for(process: subprocess.Popen, log: Path, step: int) -> None:
     """Wait until the log tells of the step."""
-    while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
+    while process.poll() is None and not (
+        log.exists() and f'"step": {step},' in log.read_text(encoding="utf-8")
+    ):
         time.sleep(0.05)
 
 
@@ -89,7 +91,7 @@ def main(settings: Settings) -> None:
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         status, stop = process.wait(), time.monotonic() - began
-        logged = len((stopped / "log.jsonl").read_text().splitlines())
+        logged = len((stopped / "log.jsonl").read_text(encoding="utf-8").splitlines())
         lost = logged - Checkpoints(stopped).newest()[1]["step"]
 
         checkpoints, began = Checkpoints(unbroken), time.monotonic()

@@ -256,8 +256,8 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     if any(Checkpoints(folder).found() for folder in out.glob("0*")):
         settings = replace(settings, resume=Path(LATEST))
     folder = module(row.script).main(settings)
-    description = json.loads((folder / "settings.json").read_text())
-    log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    log = [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     log = [each for each in log if "warning" not in each]
     line = {
         "table": "run",
@@ -268,7 +268,9 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "settings": described(settings),
         "seen": seen(settings),
         "images": {**description["images"], "name": budget.images.name},
-        "scores": [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()],
+        "scores": [
+            json.loads(text) for text in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
+        ],
         "losses": log[-1],
         "learning": sum(description["learning"].values()),
         "seconds": round(trained(settings, log), 1),
@@ -286,7 +288,7 @@ def ending(line: dict[str, Any], budget: Budget) -> Path | None:
         found = Checkpoints(folder).found()
         if not found or int(found[0].stem) != line["settings"]["iterations"]:
             continue
-        if json.loads((folder / "settings.json").read_text())["hardware"] == line["hardware"]:
+        if json.loads((folder / "settings.json").read_text(encoding="utf-8"))["hardware"] == line["hardware"]:
             return folder
     return None
 

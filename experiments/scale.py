@@ -68,7 +68,7 @@ def rows(settings: Settings) -> dict[str, Callable]:
 def title(run: Path) -> str:
     """A run's script, split, iterations and source, in words."""
     step = int(Checkpoints(run).found()[0].stem)
-    source = Path(json.loads((run / "settings.json").read_text())["settings"]["source"])
+    source = Path(json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]["source"])
     return f"{run.name.partition('-')[2]} after {step:,} iterations from {version(source)}"
 
 

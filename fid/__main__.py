@@ -18,7 +18,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from transfer import UserError
-from transfer.settings import ROOT, Bound, Extractor, Whole, check, command_line, user_errors
+from transfer.settings import ROOT, Bound, Extractor, Seed, Whole, check, command_line, user_errors
 
 GENERATED = ROOT / "generated_image"
 DRAWN = 1000  # images, unless count says otherwise
@@ -42,7 +42,7 @@ class Settings:
         None  # bring every image's centre square to this size first; 64 with a model
     )
     bootstrap: Whole = 0  # resampled sets that 95 % intervals come from
-    seed: Whole = 0
+    seed: Seed = 0
     json: bool = False  # print one line of JSON instead of a table
     nearest: Path | None = Path("nearest_pairs.png")  # to write: the closest pairs, and a .csv of all
     save: Path | None = None  # a .npz to write: the statistics of IMAGES

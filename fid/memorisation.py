@@ -164,7 +164,8 @@ def write(path: Path, report: Memorisation, generated: Features, training: Featu
     names, real_names = generated.images.names, training.images.names
     try:
         path = _free(path)
-        with open(path, "xb") as sheet, open(path.with_suffix(".csv"), "x", newline="") as table:
+        told = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with open(path, "xb") as sheet, open(path.with_suffix(".csv"), "x", **told) as table:
             grid(torch.stack([to_tensor(picture, size) for picture in pictures])).save(sheet, "PNG")
             writer = csv.writer(table)
             writer.writerow(("generated", "training", "ratio"))

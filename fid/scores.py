@@ -265,14 +265,15 @@ def _notes(counts: list[int | None], shapes: set[tuple[int, int]]) -> tuple[str,
 
 
 def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callable[[Tensor], Scores] | None:
-    """What scores a run's images (n, 3, H, W), uint8: against those that it trains on and its reference.
+    """What scores a run's images (n, 3, H, W), uint8: against those that it trains on and held-out ones.
 
     A first score, of one of the images, is made at once: whatever a score needs is opened before the first
     iteration, and the features of the real images are kept.
 
     Args:
         settings: a script's, which name the extractor, the reference and the seed, and say whether to score.
-        images: what is trained on; their size is what all images are brought to.
+        images: what is trained on; their size is what all images are brought to. Where some of them were set
+            aside, those are the held-out ones; else the reference is.
         seen: the extractors that the critic saw through.
 
     Returns:
@@ -285,10 +286,11 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
         return None
     extractor = load(settings.extractor, device=str(images.pixels.device))
     size = images.pixels.shape[-1]
+    heldout = settings.reference if images.held_out is None else images.held_out
 
     def scored(pixels: Tensor) -> Scores:
         given = {"extractor": extractor, "size": size, "seed": settings.seed, "seen": seen}
-        return score(pixels, images, settings.reference, **given)
+        return score(pixels, images, heldout, **given)
 
     scored(images.pixels[:1].expand(2, -1, -1, -1))
     return scored

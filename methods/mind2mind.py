@@ -18,6 +18,8 @@ from transfer.settings import (
     Decay,
     Extractor,
     Positive,
+    Seed,
+    Share,
     Whole,
     check,
     command_line,
@@ -43,7 +45,7 @@ class Settings:
     hidden: Count = 512  # width of the generator and the critic of codes
     augment: Augmentation = "flip"  # of the images that are coded
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
@@ -52,6 +54,7 @@ class Settings:
     save_every: Count = 1000
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print the plan, and stop
@@ -131,7 +134,7 @@ def main(settings: Settings) -> Path | None:
     carry(encoder, source, "D", anew=["conv5"])  # which stays random: a code is no score
     encoder.to(device, memory_format=torch.channels_last)
     critic = perceptron(source.latent, settings.hidden, settings.hidden, 1).to(device)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     faces = settings.source_images and Images.load(settings.source_images, device)
     print(f"{images} in {settings.images}, coded after {settings.autoencoder} iterations, on {device}")
     if settings.dry_run:

@@ -22,6 +22,8 @@ from transfer.settings import (
     Decay,
     Extractor,
     Positive,
+    Seed,
+    Share,
     Weight,
     Whole,
     check,
@@ -60,7 +62,7 @@ class Settings:
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z, without a source
     width: Count = 64  # channels of the layer next to the image, without a source
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
@@ -69,6 +71,7 @@ class Settings:
     save_every: Count = 250
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "efficientnet_lite0"  # of the scores
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print the plan, and stop
@@ -239,7 +242,7 @@ def main(settings: Settings) -> Path | None:
     for part in (G, D, heads):
         part.to(device, memory_format=torch.channels_last)
     clip = Clip(D, settings.clip, carried=source is not None)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

@@ -20,6 +20,8 @@ from transfer.settings import (
     Extractor,
     Optimizer,
     Positive,
+    Seed,
+    Share,
     Weight,
     Whole,
     check,
@@ -52,7 +54,7 @@ class Settings:
     lecam: Weight = 0.0  # ... the critic's scores from the other side's average (LeCam)
     adapt: Whole = 0  # images set aside to see overfitting by, which then decides how often to augment
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
-    seed: Whole = 0
+    seed: Seed = 0
     device: str | None = None  # cuda where there is a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
@@ -61,6 +63,7 @@ class Settings:
     save_every: Count = 1000
     score_every: Whole = 0  # scores every so many iterations and at the end; 0 for none
     reference: Path | None = None  # held-out images, which are scored against and never trained on
+    hold_out: Share = 0.0  # share of the images, 0 to 0.5, that is set aside for scores and never trained on
     extractor: Extractor = "inception"  # of the scores; efficientnet_lite0 needs no download
     resume: Path | None = None  # a run's folder to go on with, or latest
     dry_run: bool = False  # print the plan, and stop
@@ -97,7 +100,7 @@ def main(settings: Settings) -> Path | None:
     carry(D, source, "D")
     check_learning(G, D)
     clip = Clip(D, settings.clip, carried=True)
-    images = Images.load(settings.images, device)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

@@ -1,5 +1,9 @@
 """Small stand-ins: a folder of images, and a pre-trained source of a tiny width."""
 
+import runpy
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +77,25 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:
     return write(tmp_path / "made", images(9, 1)), write(tmp_path / "real", images(7, 2))
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Runs a whole command, as printed, in this process: its exit status, and what it wrote."""
+
+    def run(line, *more):
+        python, *words = [*shlex.split(line), *map(str, more)]
+        assert shutil.which(python), f"{python} cannot be run"
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", words if words[0] != "-m" else words[1:])
+        status = 0
+        try:
+            if words[0] == "-m":
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        return status, "".join(capsys.readouterr())
+
+    return run

@@ -43,7 +43,7 @@ def test_the_device_is_found_without_being_told():
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "privateuseone"])
 def test_a_device_that_is_not_there_is_refused_in_one_sentence(name):
     with pytest.raises(UserError, match="cannot be used here") as refusal:
         choose_device(name)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import re
 import shutil
 import statistics
 from dataclasses import replace
@@ -18,7 +19,7 @@ from scipy.stats import ttest_ind
 import wgan_64
 import wgan_64_transferlearning
 from experiments import __main__ as commands
-from experiments import judge, lines, selection, strip, tables, verdict
+from experiments import judge, lines, report, selection, strip, tables, verdict
 from experiments import page as pages
 from experiments import runs as runs_
 from experiments.runs import Budget
@@ -64,23 +65,27 @@ def test_the_readme_tells_what_was_measured():
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
     league, scratch = parts["league"].runs, parts["from_scratch"].runs
     plans = {
-        "a critic that sees, `methods.projected_critic`": league["G(0,0,5) D(0,0,5), a critic that sees"],
-        "G(0, 0, 5) D(2, 0, 3)": league["G(0,0,5) D(2,0,3), source's statistics"],
+        "a critic that sees": league["G(0,0,5) D(2,0,3), a critic that sees, from projected_64"],
+        "G(0,0,5) D(2,0,3)": league["G(0,0,5) D(2,0,3), source's statistics"],
         "fine-tune every layer": league["G(0,0,5) D(0,0,5)"],
-        "the combination, G(1, 2, 2) D(1, 2, 2)": league["G(1,2,2) D(1,2,2)"],
+        "the combination, G(1,2,2) D(1,2,2)": league["G(1,2,2) D(1,2,2)"],
         "from scratch": scratch["from scratch, DiffAugment"],
     }
     for name, found in plans.items():
-        kid, fid = (
-            judge.mean(judge.by_seed(found, figure), 0)
-            for figure in (judge.final, lambda run: judge.figure(run, "fid"))
-        )
+        kids = [
+            judge.mean(judge.by_seed(found, lambda run, by=by: judge.final(run, by)), 0)
+            for by in runs_.JUDGES
+        ]
+        coverage = judge.mean(judge.by_seed(found, lambda run: judge.figure(run, "coverage")), 2)
         minutes = statistics.mean(run["seconds"] / 60 for run in found)
         seeds = len(judge.by_seed(found, judge.final))
-        assert f"| {name} | {kid} | {fid} | {minutes:.0f} | {seeds} |" in readme
-    run = plans["G(0, 0, 5) D(2, 0, 3)"][0]
-    own, much = pages.untouched(run["settings"]["source"], run["scores"][-1]), run["scores"][-1]
-    assert f"| the source, before training | {judge.merit(own):.0f} | {own['fid']:.0f} | | |" in readme
+        figures = " | ".join((*kids, coverage, f"{minutes:.0f}", str(seeds)))
+        assert re.search(rf"\| {re.escape(name)} \| [^|]+ \| {re.escape(figures)} \|", readme), (
+            name,
+            figures,
+        )
+    run = plans["G(0,0,5) D(2,0,3)"][0]
+    much = run["scores"][-1]
     text = " ".join(readme.split())
     assert (
         f"after {run['settings']['iterations']:,} iterations of {run['settings']['batch_size']} images"
@@ -91,10 +96,8 @@ def test_the_readme_tells_what_was_measured():
 
 
 def test_the_plan_that_the_readme_names_is_ahead_and_quicker():
-    assert (
-        "python wgan_64_freeze_layers.py --G 0 0 5 --D 2 0 3"
-        in pages.PAGE.parents[1].joinpath("README.md").read_text()
-    )
+    readme = pages.PAGE.parents[1].joinpath("README.md").read_text()
+    assert "python wgan_64_freeze_layers.py --G 0 0 5 --D 2 0 3" in readme
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
     league = parts["league"].runs
     own = league["G(0,0,5) D(2,0,3), source's statistics"]
@@ -117,7 +120,7 @@ BY = "{}-1280-bicubic"  # how an extractor is called in scores
 def table(tmp_path, monkeypatch, faces, source):
     """A table of two plans that takes a blink, and its budget; results and pictures go to a folder."""
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
-    for module in (runs_, pages):
+    for module in (runs_, report):
         monkeypatch.setattr(module, "PICTURES", tmp_path / "pictures")
     monkeypatch.setattr(record, "SCORED", 16)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
@@ -143,7 +146,7 @@ def table(tmp_path, monkeypatch, faces, source):
 
 def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     table, budget = table
-    assert "Not run yet" in pages.page() and "Not run yet" in pages.html()
+    assert "Not run yet" in pages.page() and "Not run yet" in report.html()
     runs_.make([table, table], replace(budget, dry_run=True))
     assert "2 runs are missing" in capsys.readouterr().out and not lines.read("run")
     runs_.make([table, table], budget)
@@ -157,13 +160,13 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     assert len(lines.read("run")) == 2, "what has been made is not made again"
     assert not runs_.missing([table], replace(budget, iterations=1)), "a shorter run is part of a longer one"
     assert len(runs_.missing([table], replace(budget, iterations=3))) == 2
-    page, html = pages.page(), pages.html()
+    page, html = pages.page(), report.html()
     for row in table.rows:
         value = judge.mean([judge.final(next(iter(selection.lines_of(row, found))))])
         assert (
             f"| {row.name} | {value} | – |" in page and f"| {row.name} | {row.published} | {value} |" in page
         )
-        assert f"<td>{value}</td>" in html
+        assert f'data-head="KID x 1000, Lite0">{value}</td>' in html
     assert html.count("data:image/webp") == 2 and "http" not in html
 
 

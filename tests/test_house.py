@@ -84,6 +84,26 @@ def test_no_file_has_more_lines_of_code_than_a_person_reads_at_one_sitting():
         assert len(lines) <= LINES, path.name
 
 
+def text_in_the_locales_encoding(path: Path) -> list[int]:
+    """The lines where a file reads or writes text without saying in which encoding."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and not {"encoding", None} & {each.arg for each in node.keywords}:
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            mode = [each.value for each in node.args[1:2] if isinstance(each, ast.Constant)]
+            opened = name == "open" and isinstance(node.func, ast.Name) and "b" not in (mode or ["r"])[0]
+            if name in ("read_text", "write_text") or opened:
+                found.append(node.lineno)
+    return found
+
+
+def test_text_is_utf_8_whatever_the_locale_is(tmp_path):
+    (tmp_path / "file.py").write_text('open("a")\nopen("a", "rb")\np.read_text()\n', encoding="utf-8")
+    assert text_in_the_locales_encoding(tmp_path / "file.py") == [1, 3]
+    for path in [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + list(ROOT.glob("*.py")):
+        assert not text_in_the_locales_encoding(path), path
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Other networks than the scripts': six layers; other names, and a part before the first layer.
 

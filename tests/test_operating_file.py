@@ -265,6 +265,9 @@ def test_a_preview_refuses_in_one_sentence(faces, tmp_path, monkeypatch, capsys)
     assert "nothing is overwritten" in refused(capsys, "preview", faces)
     assert Path("preview-diffaugment.png").read_text() == "mine"
     assert "--draws is 0: give at least 1" in refused(capsys, "preview", faces, "--draws", 0)
+    assert "--seed is 18446744073709551616: give at most" in refused(
+        capsys, "preview", faces, "--seed", 2**64
+    )
     assert "cannot be written" in refused(capsys, "preview", faces, "--to", "nowhere/a.png")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -24,28 +23,6 @@ def reached(run):
 
 def content(run):
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".owner"}
-
-
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """Runs a whole command, as printed, in this process: its exit status, and what it wrote."""
-
-    def run(line, *more):
-        python, *words = [*shlex.split(line), *map(str, more)]
-        assert shutil.which(python), f"{python} cannot be run"
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", words if words[0] != "-m" else words[1:])
-        status = 0
-        try:
-            if words[0] == "-m":
-                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(words[0], run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        return status, "".join(capsys.readouterr())
-
-    return run
 
 
 PLANS = {"G": plan("finetune,adafm,adafm,freeze,freeze"), "D": Split(2, 1, 2)}

@@ -37,7 +37,7 @@ def test_every_number_of_every_script_has_a_bound_and_its_default_is_within(name
         assert (kind in (int, float)) == (len(bounds) == 1), field.name
         for bound in bounds:
             assert bound.holds(field.default)
-            for wrong in (bound.least - 1, float("nan"), float("inf")):
+            for wrong in (bound.least - 1, bound.below, float("nan"), float("inf")):
                 with pytest.raises(UserError, match=f"{field.name} is .*: give {bound.sentence}"):
                     check(replace(script.Settings(), **{field.name: wrong}))
 

@@ -175,7 +175,7 @@ def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> No
         images = iter(images)
         first = [*itertools.islice(images, 1)]  # what cannot be drawn leaves no folder behind
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / MARKER, "x") as handle:
+        with open(folder / MARKER, "x", encoding="utf-8") as handle:
             json.dump(names, handle)
         for name, image in zip(names, itertools.chain(first, images), strict=True):
             with open(folder / name, "xb") as handle:

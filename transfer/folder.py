@@ -42,10 +42,12 @@ class Folder:
         whom = "another process"
         try:
             self._lock.acquire(timeout=0)
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
+            owner.write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}", encoding="utf-8"
+            )
         except Timeout:
-            with contextlib.suppress(OSError):
-                whom = owner.read_text()
+            with contextlib.suppress(OSError, ValueError):
+                whom = owner.read_text(encoding="utf-8")
             raise UserError(f"{path} is in use by {whom}: wait for that, or stop it") from None
         except OSError as error:
             raise UserError(
@@ -95,7 +97,7 @@ class Folder:
     def write_line(self, name: str, step: int, content: dict[str, Any]) -> None:
         """Add a line to NAME.jsonl."""
         try:
-            with open(self.path / f"{name}.jsonl", "a") as file:
+            with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **content}) + "\n")
         except OSError as error:
             raise NoSpace(
@@ -106,7 +108,7 @@ class Folder:
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of NAME.jsonl; the last may have been cut off."""
         path, found = self.path / f"{name}.jsonl", []
-        for text in path.read_text().splitlines() if path.exists() else ():
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError):
                 found.append(json.loads(text))
         return found
@@ -163,7 +165,7 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # Linux; elsewhere the processor's family must do
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break

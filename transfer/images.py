@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ class Images:
         copies: how many are exact copies of another.
         kinds: the names of the sub-folders, sorted, where each image is in one; else none.
         labels: (N,), int64, each image's place among the kinds; None without.
-        fingerprint: SHA-256 over names and pixels.
+        fingerprint: SHA-256 over names and pixels, those of held_out as well.
+        held_out: images of the same place that were set aside, see hold_out; None without.
     """
 
     pixels: Tensor
@@ -44,6 +46,7 @@ class Images:
     copies: int = 0
     kinds: tuple[str, ...] = ()
     labels: Tensor | None = None
+    held_out: Images | None = None
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", size: int = 64) -> Images:
@@ -117,6 +120,36 @@ class Images:
         order = torch.randperm(len(self))
         return self._some(order[n:].sort().values), self._some(order[:n].sort().values)
 
+    def hold_out(self, share: float, seed: int) -> Images:
+        """These images without a share of them, from 0 to 0.5, which is the held_out of what is returned.
+
+        Exact copies of an image stay on its side. Which images are set aside depends on their pixels and the
+        seed alone, not on a library's random numbers, so that a run that goes on years later has the same.
+
+        Raises:
+            UserError: when that sets aside fewer than two.
+        """
+        if not share:
+            return self
+        copies = defaultdict(list)
+        for place, pixels in enumerate(self.pixels.cpu().numpy()):
+            copies[hashlib.sha256(f"{seed} ".encode() + pixels.tobytes()).digest()].append(place)
+        most = min(round(share * len(self)), len(self) - 2)  # two are left to train on
+        aside, different = [], len(copies)
+        for _, places in sorted(copies.items()):
+            if len(aside) + len(places) <= most:
+                aside += places
+                different -= 1
+        if len(aside) < 2:
+            raise UserError(
+                f"hold_out {share} of {len(self)} images sets aside {len(aside)}, and scores need two: give"
+                " a larger share, up to 0.5, or more images that differ"
+            )
+        kept = torch.ones(len(self), dtype=torch.bool)
+        kept[aside] = False
+        rest, held_out = (self._some(side.nonzero().flatten()) for side in (kept, ~kept))
+        return replace(rest, copies=len(rest) - different, held_out=held_out)
+
     def _some(self, places: Tensor) -> Images:
         names = tuple(self.names[place] for place in places)
         labels = None if self.labels is None else self.labels[places]
@@ -124,9 +157,10 @@ class Images:
 
     def __str__(self) -> str:
         copies = f", {self.copies} of them an exact copy of another" if self.copies else ""
+        aside = f", {len(self.held_out)} set aside" if self.held_out else ""
         others = len(self.unreadable)
         left_out = f", {others} other file{'s' * (others != 1)} left out" if others else ""
-        return f"{len(self)} images{copies}{left_out}"
+        return f"{len(self)} images{copies}{aside}{left_out}"
 
 
 def _print(what: str, files: dict[str, str]) -> None:

@@ -117,6 +117,7 @@ class Run:
             "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
             "source": self._source,
             "unreadable": self.images.unreadable,
+            "held_out": list(self.images.held_out.names) if self.images.held_out else [],
             "learning": state.learning(self.parts),
             "hardware": hardware(self.device),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shlex
 import shutil
@@ -41,9 +42,11 @@ SMALLEST = sys.float_info.min  # above 0
 Count = Annotated[int, Bound("at least 1", 1)]
 Whole = Annotated[int, Bound("at least 0")]
 Batch = Annotated[int, Bound("at least 2", 2)]  # batch normalisation needs two images
+Seed = Annotated[int, Bound("a whole number from 0 to 18446744073709551615", 0, 2**64)]  # what torch takes
 Weight = Annotated[float, Bound("at least 0")]
 Positive = Annotated[float, Bound("a number above 0", SMALLEST)]
 Decay = Annotated[float, Bound("a number from 0 to just below 1, such as 0.999", 0, 1)]
+Share = Annotated[float, Bound("a number from 0 to 0.5, such as 0.2", 0, math.nextafter(0.5, 1))]
 
 Optimizer = Literal["rmsprop", "adam"]  # see weights.optimizer
 Loss = Literal["source", "wgan", "wgan_gp"]  # see shared.Source.loss
@@ -272,7 +275,7 @@ def check(settings: Any) -> None:
     """Refuse values that no run can have, by the bounds beside the fields' types.
 
     Raises:
-        UserError: naming the setting, its value and what it can be.
+        UserError: naming the setting, its value and what it can be; or two that exclude each other.
     """
     hints = get_type_hints(type(settings), include_extras=True)
     defaults = {field.name: field.default for field in fields(settings)}
@@ -287,6 +290,11 @@ def check(settings: Any) -> None:
                 f" numbers with i + j + k = {count}, such as {' '.join(map(str, defaults[name]))},"
                 f" or {count} names"
             )
+    if getattr(settings, "hold_out", 0) and settings.reference is not None:
+        raise UserError(
+            f"hold_out {settings.hold_out} and reference {settings.reference} both say what to score against:"
+            " leave one of them out"
+        )
 
 
 @contextmanager
