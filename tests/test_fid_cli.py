@@ -12,6 +12,7 @@ from fid import extractors
 from tests.conftest import pretrained
 from tests.stand_ins import images, tiny, write
 from transfer import UserError, shared
+from transfer.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,6 +86,23 @@ def test_a_model_is_scored_from_memory_or_kept(folders, source, tmp_path, capsys
     again = json.loads(capsys.readouterr().out)
     assert again["fid"] == pytest.approx(found["fid"], rel=1e-6)
     assert (tmp_path / "nearest_pairs.png").exists() and "nearest_pairs.png" in again["notes"][-1]
+
+
+def test_the_best_checkpoint_of_a_run_is_scored(folders, tmp_path, capsys):
+    G, D = (network.state_dict() for network in pretrained())
+    kept = Checkpoints(tmp_path / "run")
+    kept.folder.mkdir(parents=True)
+    for step in (1, 2):
+        kept.save(step, {"version": 1, "ema": {k: step * t for k, t in G.items()}, "D": D}, best=step == 1)
+    found = []
+    for model, best in (
+        (tmp_path / "run", False),
+        (tmp_path / "run", True),
+        (kept.folder / "000001.pt", False),
+    ):
+        run(folders[1], model=model, best=best, count=4, json=True, nearest=None)
+        found.append(json.loads(capsys.readouterr().out)["fid"])
+    assert found[0] != found[1] == found[2]
 
 
 def test_the_card_of_a_model_says_what_its_critic_saw_through(folders, tmp_path, monkeypatch, capsys):

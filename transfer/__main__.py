@@ -6,13 +6,15 @@
     python -m transfer adapter target_domain/0001-wgan_64_scale_shift-G050-D050 cartoon.safetensors
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
     python -m transfer import netG.pth netD.pth --to mine.safetensors
+    python -m transfer export mine.safetensors generator.onnx
 
 draw writes images as PNG files to a folder, as one grid, or as an animation that walks from latent to latent.
 share writes one safetensors file, with a card and a grid: G and its moving average in half precision and D in
 full (a rounded 0.01 would be over the clip). The card, beside it as .md, has the front matter that model hubs
 read, and says what the run's folder knows: settings, iterations, hardware, time, the images' name and count.
 adapter writes only the tensors that the source has not, and apply adds those of one or more runs to the
-source again. import reads networks as PyTorch's DCGAN example saves them. None of them overwrites a file.
+source again. import reads networks as PyTorch's DCGAN example saves them; export writes the generator as
+ONNX. None of them overwrites a file.
 """
 
 import io
@@ -32,6 +34,7 @@ from transfer import UserError, checkpoints, dcgan, drawing, shared
 from transfer.adapters import Adapter, applied
 from transfer.card import card_of, page, without_paths
 from transfer.engine import choose_device
+from transfer.export import as_onnx
 from transfer.images import grid as grid_of
 from transfer.settings import ROOT, Bound, registry, user_errors
 from transfer.shared import Source
@@ -252,6 +255,30 @@ def import_(files: Positional[tuple[Path, ...]], to: Path, licence: str | None =
     _publish(to, networks, card, licence, half=())
 
 
+def export(model: Positional[Path], file: Positional[Path], best: bool = False) -> None:
+    """Write the averaged generator as an ONNX file, compared with torch on the same latents.
+
+    Its input z (N, latent) are numbers from N(0, 1), its output images (N, 3, 64, 64) are in [-1, 1].
+
+    Args:
+        model: a run's folder (its newest checkpoint), a checkpoint or a .safetensors file.
+        file: the .onnx file to write.
+        best: the run's checkpoint with the best score, not its newest.
+
+    Raises:
+        UserError: when onnx is not installed, or the file would draw other images.
+    """
+    _check_name(file, ".onnx")
+    content, distance = as_onnx(Source.read(model, best))
+    _write(file, content)
+    compared = (
+        "not compared with torch, since onnxruntime is not installed"
+        if distance is None
+        else f"its images are within {distance:.1g} of torch's, in a range of 2"
+    )
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB) is written; {compared}")
+
+
 def _check_name(file: Path | None, *endings: str) -> None:
     """Refuse a file to be written whose name ends otherwise, or that is there already."""
     endings = endings or (".safetensors",)
@@ -264,7 +291,8 @@ def _check_name(file: Path | None, *endings: str) -> None:
 if __name__ == "__main__":
     sys.argv[0] = "python -m transfer"
     with user_errors():
-        commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply, "import": import_}
+        commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply}
+        commands |= {"import": import_, "export": export}
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, prog="python -m transfer", registry=registry()
         )
