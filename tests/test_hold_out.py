@@ -35,7 +35,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def scored(monkeypatch):
+def scored(monkeypatch, tmp_path):
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(record, "SCORED", 8)
     monkeypatch.setattr("fid.scores.load", lambda *_, **__: projection(name="tiny-12-bilinear-8"))
 
@@ -85,10 +86,12 @@ def test_scores_are_against_what_is_held_out_and_name_the_best_by_it(name, folde
     run = script.main(settings)
     assert [(line["n_real"], line["heldout"]["n_real"]) for line in scores(run)] == [(9, 3), (9, 3)]
     images = Images.load(folder).hold_out(0.25, 0)
-    pixels = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    pixels = drawn(6, seed=1)
     found = fid.scorer(settings, images)(pixels)
     options = {"extractor": projection(name="tiny-12-bilinear-8"), "size": 64}
-    assert found.heldout == fid.score(pixels, images, images.held_out, **options).heldout
+    expected = fid.score(pixels, images, images.held_out, **options)
+    assert found.heldout.kid == pytest.approx(expected.heldout.kid, rel=1e-4)
+    assert found.training.kid != pytest.approx(found.heldout.kid, rel=1e-2)
     best = min(scores(run), key=lambda line: line["heldout"]["kid"])["step"]
     listed = Checkpoints(run).listed()
     assert [entry["step"] for entry in listed.values() if entry.get("best")] == [best]
