@@ -83,7 +83,7 @@ def groups(table: Table, found: Lines) -> dict[Spent, dict[str, Lines]]:
     for row, line, _ in tuple(plans):
         for stage in at_each_score(line):
             plan = row, stage, spent(row, stage)
-            if plan[-1] in budgets and which(*plan) not in there:
+            if which(*plan) not in there and any(_stands_in(plan[-1], budget) for budget in budgets):
                 there.add(which(*plan))
                 plans.append(plan)
     by_budget: dict[Spent, dict[str, Lines]] = defaultdict(dict)
@@ -92,6 +92,11 @@ def groups(table: Table, found: Lines) -> dict[Spent, dict[str, Lines]]:
         for home in dict.fromkeys(beside if budget.source is None and beside else [budget]):
             by_budget[home].setdefault(row.name, []).append(line)
     return dict(by_budget)
+
+
+def _stands_in(own: Spent, budget: Spent) -> bool:
+    """Whether what was spent so stands in a table of this budget: without a source of the table, in any."""
+    return own.beside(budget) if own.source is None else own == budget
 
 
 def which(row: Row, line: dict[str, Any], budget: Spent) -> tuple:
