@@ -183,6 +183,7 @@ def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_pa
     """Which is what a graph needs: on the meta device no value can be read and nothing can be moved."""
     script, settings = tiny(name, faces, source, tmp_path, augment=augment)
     monkeypatch.setattr(weights.Clip, "check", lambda *_: None)
+    monkeypatch.setattr(script, "choose_device", torch.device)  # which refuses meta otherwise
     settings = replace(settings, device="meta")
     iteration, _ = iteration_of(script, settings, Images.load(faces, "meta"))
     with StaysOnDevice() as mode:

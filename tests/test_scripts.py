@@ -162,7 +162,7 @@ def test_the_average_follows_the_generator_step_by_step(name, faces, source, tmp
 def test_the_settings_of_every_script_have_the_same_names():
     common = {"images", "iterations", "batch_size", "critic_steps", "learning_rate", "augment", "ema_decay"}
     common |= {"seed", "device", "out", "log_every", "sample_every", "save_every", "resume", "dry_run"}
-    common |= {"score_every", "reference", "extractor", "fast"}
+    common |= {"score_every", "reference", "hold_out", "extractor", "fast"}
     for name in NAMES:
         fields = importlib.import_module(name).Settings.__dataclass_fields__.keys()
         transfer = {"source", "G", "D", "rescale", "frozen_norm", "clip", "optimizer", "loss", "penalty"}
