@@ -57,11 +57,11 @@ def test_from_a_folder_of_pictures_to_a_model_that_is_shared(journey, source, tm
     def stopped(self, **given):
         losses(self, **given)
         if len(given) and self.step == 2:  # the third iteration is under way
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(record.Run, "losses", stopped)
-        told = journey(train, status=130)
+        told = journey(train, status=143)
     (resume,) = re.findall(r"go on with \S+ (.*)", told)
     told = journey(resume)
     (run,) = sorted(out.glob("0*"))
