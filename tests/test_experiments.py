@@ -109,6 +109,17 @@ def test_the_plan_that_the_readme_names_is_ahead_and_quicker():
         assert minutes[0] < minutes[1]
 
 
+def test_a_row_with_a_source_of_its_own_has_the_runs_from_it_and_stands_beside_the_others():
+    found = selection.runs()
+    ours, first, _ = tables.SEES
+    mine = selection.lines_of(ours, found)
+    assert mine and all(line["settings"]["source"].startswith("projected_64") for line in mine)
+    assert not any(line in mine for line in selection.lines_of(first, found))
+    groups = selection.groups(tables.LEAGUE, found)
+    beside = {budget.count for budget, rows in groups.items() if budget.source and ours.name in rows}
+    assert beside >= {500, 1000, 2000}
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Tables.
 
