@@ -116,8 +116,12 @@ def test_a_row_with_a_source_of_its_own_has_the_runs_from_it_and_stands_beside_t
     assert mine and all(line["settings"]["source"].startswith("projected_64") for line in mine)
     assert not any(line in mine for line in selection.lines_of(first, found))
     groups = selection.groups(tables.LEAGUE, found)
-    beside = {budget.count for budget, rows in groups.items() if budget.source and ours.name in rows}
-    assert beside >= {500, 1000, 2000}
+    beside = {
+        (budget.images, budget.count)
+        for budget, rows in groups.items()
+        if budget.source and ours.name in rows
+    }
+    assert beside >= {("target_anime_96.zip", 2000), ("target_domain", 500)}, "a run of 1,000 had 500 too"
 
 
 # ----------------------------------------------------------------------------------------------------------
