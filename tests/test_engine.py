@@ -1,24 +1,29 @@
 """The engine: which device, how networks compute, and what is not computed twice."""
 
-from contextlib import contextmanager
+import importlib
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
 from benchmarks.step import COUNTED, LEFT_BY_DEPTH
-from benchmarks.timing import iteration_of
+from benchmarks.timing import iteration_of, trained
+from fid import extractors
 from tests.conftest import LATENT, WIDTH
-from tests.runs import tiny
+from tests.runs import PRETRAINING, TINY, TRANSFERS, tiny
 from transfer import UserError, compiler, engine, shared, weights, winograd
 from transfer.augment import Augment
 from transfer.engine import (
@@ -34,6 +39,7 @@ from transfer.engine import (
 )
 from transfer.images import Images
 from transfer.plan import Split
+from transfer.policies import Rescale
 from transfer.weights import learning
 
 LOOPS = ["wgan_64", "wgan_gp_64", "wgan_64_transferlearning"]  # the other transfers have the latter's
@@ -213,25 +219,56 @@ class StaysOnDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        if isinstance(result, torch.Tensor) and result.device.type == "meta":
-            self.brought += [function for tensor in tensors if tensor.device.type != "meta" and tensor.dim()]
+        given, made = tree_leaves((args, kwargs)), tree_leaves(result)
+        given, made = ([x for x in each if isinstance(x, torch.Tensor)] for each in (given, made))
+        if any(tensor.device.type == "meta" for tensor in given + made):
+            self.brought += [function for tensor in given if tensor.device.type != "meta" and tensor.dim()]
         return result
 
 
+METHODS = [
+    "wgan_64_regularised",
+    "minegan",
+    "mind2mind",
+    "generative_latent_optimization",
+    "projected_critic",
+]
+TERMS = dict.fromkeys(("l2_sp", "distillation", "ewc", "consistency", "lecam"), 0.1)
+OWN = {
+    "methods.wgan_64_regularised": {**TERMS, "adapt": 2},
+    "methods.mind2mind": {"autoencoder": 1, "hidden": 8},
+    "methods.projected_critic": {"stretch": 64, "channels": 8, "fade": 2},
+}
+ITERATIONS = [(name, {"augment": augment}) for name in LOOPS for augment in AUGMENTATIONS]
+ITERATIONS += [(script.removesuffix(".py"), {}) for script in TRANSFERS]
+ITERATIONS += [(f"methods.{name}", OWN.get(f"methods.{name}", {})) for name in METHODS]
+ITERATIONS += [("wgan_64_scale_shift", {"rescale": policy}) for policy in get_args(Rescale)]
+ITERATIONS += [("wgan_gp_64", {"critic_norm": True}), ("methods.projected_critic", {"D": Split(5, 0, 0)})]
+
+
 @pytest.mark.filterwarnings("ignore:for .*no-op")
-@pytest.mark.parametrize("name", LOOPS)
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, augment):
+@pytest.mark.parametrize("name, own", ITERATIONS)
+def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, own):
     """Which is what a graph needs: on the meta device no value can be read and nothing can be moved."""
-    script, settings = tiny(name, faces, source, tmp_path, augment=augment)
+    script = importlib.import_module(name)
+    small = tiny("wgan_64_finetune", faces, source, tmp_path)[1]
+    small = {key: value for key, value in vars(small).items() if key in TINY or key in ("source", "images")}
+    pretraining = {"latent": LATENT, "width": WIDTH} if name in PRETRAINING else {}
+    fields = script.Settings.__dataclass_fields__
+    given = small | pretraining | OWN.get(name, {}) | own | {"device": "meta", "log_every": 1000}
+    settings = script.Settings(**{key: value for key, value in given.items() if key in fields})
     monkeypatch.setattr(weights.Clip, "check", lambda *_: None)
-    monkeypatch.setattr(script, "choose_device", torch.device)  # which refuses meta otherwise
-    settings = replace(settings, device="meta")
-    iteration, _ = iteration_of(script, settings, Images.load(faces, "meta"))
-    with StaysOnDevice() as mode:
-        losses = iteration()
-        iteration()
+    for module in (script, extractors):
+        monkeypatch.setattr(module, "choose_device", torch.device)  # which refuses meta otherwise
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"])
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which meta does not have
+    mode = StaysOnDevice()
+
+    def steps():
+        with mode:
+            yield from (1, 2, 3)
+
+    losses = trained(script, settings, Images.load(faces, "meta"), steps())["losses"]
     assert all(loss.device.type == "meta" for loss in losses.values()) and not mode.brought
 
 
@@ -241,6 +278,9 @@ def test_leaving_the_device_would_be_noticed():
         x.sum().item()
     with StaysOnDevice() as mode:
         torch.tensor([1.0, 2.0, 3.0]).to("meta")
+    assert mode.brought
+    with StaysOnDevice() as mode:
+        torch._foreach_copy_([x], [torch.zeros(3)])
     assert mode.brought
 
 
