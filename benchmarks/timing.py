@@ -104,12 +104,12 @@ def gradients(network: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-def keep(benchmark: str, **content: Any) -> None:
+def keep(benchmark: str, device: torch.device | str = "cpu", **content: Any) -> None:
     """Append a line to results.jsonl, from which benchmarks.page writes docs/performance.md."""
     line = {
         "benchmark": benchmark,
         **content,
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(torch.device(device)),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "time": timestamp(),

@@ -192,7 +192,7 @@ def blurred(x, sigma):
 
 
 def step_unless(rests, optimizer):
-    """A step of a fused optimizer, which changes nothing where a tensor (), rests, is true. Nothing is read."""
+    """A step of a fused optimizer, which changes nothing where rests, a tensor (), is true."""
     optimizer.found_inf = rests.float()  # by which a gradient scaler keeps infinite gradients out
     optimizer.step()
 
