@@ -1,4 +1,4 @@
-"""Minutes to a KID: from a script's start to KID x 1000 of 200 and 100 against held-out images, by two judges.
+"""Minutes to a KID: from a script's start to KID x 1000 of 200 and 100 on held-out images, by two judges.
 
     python -m benchmarks.time_to IMAGES HELD_OUT
 
@@ -77,9 +77,8 @@ def readings(
                     raise Reached
                 began[:] = [clock() - past for clock, past in zip(clocks, seconds, strict=True)]
 
-    with patch.object(script, "Run", Timed):
-        with suppress(Reached):
-            script.main(settings)
+    with patch.object(script, "Run", Timed), suppress(Reached):
+        script.main(settings)
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,7 @@ def test_the_clock_stands_still_while_a_run_is_judged_and_the_run_ends_at_the_ta
     found = time_to.readings(wgan_64_finetune, settings, 2, judged, 100.0)
     assert [line["step"] for line in found] == [2, 4, 6, 8]
     assert found[-1]["seconds"] < time.perf_counter() - began - 3.9
-    assert all(a["seconds"] < b["seconds"] for a, b in zip(found, found[1:], strict=False))
+    assert all(a["seconds"] < b["seconds"] for a, b in pairwise(found))
     assert time_to.minutes(found, "one", 200) == found[1]["seconds"] / 60
     assert time_to.minutes(found, "other", 110, "processor") == found[2]["processor"] / 60
     assert time_to.minutes(found, "other", 50) is None
