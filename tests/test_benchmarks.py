@@ -231,9 +231,9 @@ def test_minutes_to_a_kid_are_a_part_of_the_page(monkeypatch, tmp_path):
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results.jsonl")
     assert "Not measured yet" in page.time_to()
     readings = [{"step": 50, "one": 150.0}, {"step": 100, "one": 120.0}]
-    line = {"benchmark": "time_to", "script": "s", "images": "a", "reference": "b", "seed": 0, "hardware": "h",
-            "torch": "2", "python": "3", "readings": readings,
-            "minutes": {"one": {"200": [1.25, 0.5], "100": [None, None]}}}  # fmt: skip
+    line = {"benchmark": "time_to", "script": "s", "images": "a", "reference": "b", "seed": 0}
+    line |= {"hardware": "h", "torch": "2", "python": "3", "readings": readings}
+    line["minutes"] = {"one": {"200": [1.25, 0.5], "100": [None, None]}}
     Path(page.RESULTS).write_text(json.dumps(line) + "\n")
     assert "| one | 200 | 1.2 | 0.5 | 50 |" in page.time_to()
     assert "| one | 100 |  |  | beyond 100 |" in page.time_to()
