@@ -37,7 +37,7 @@ def build(shelf: Shelf) -> list[Event]:
             seed = seed_chooser()
             another(seed, "Other latents")
             truncation = gr.Slider(0.2, 1.4, 1, step=0.05, label="Truncation")
-        with gr.Column(scale=3, min_width=280):
+        with gr.Column(scale=3, min_width=280, elem_classes="pictures"):
             shown = gr.HTML(elem_classes="shown")
     renew = (lambda: gr.Dropdown(choices(shelf.look().models)), None, models)
     return [renew, redraw([models, seed, truncation], told(lambda *given: rows(shelf, *given)), shown)]

@@ -40,7 +40,7 @@ def build(shelf: Shelf) -> list[Event]:
                 label="Truncation",
                 info="Below 1 the pictures are calmer and more alike; far below they fade.",
             )
-        with gr.Column(scale=3, min_width=280):
+        with gr.Column(scale=3, min_width=280, elem_classes="pictures"):
             shown = gr.HTML(elem_classes="shown narrow")
     inputs = [model, seed, count, truncation]
     return [renew, redraw(inputs, told(lambda *given: pictures(shelf, *given)), shown)]

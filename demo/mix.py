@@ -96,7 +96,7 @@ def build(shelf: Shelf) -> list[Event]:
             seed = seed_chooser()
             another(seed, "Other latents")
             make = gr.Button("Make an animation")
-        with gr.Column(scale=3, min_width=280):
+        with gr.Column(scale=3, min_width=280, elem_classes="pictures"):
             shown = gr.HTML(elem_classes="shown")
             moving = gr.HTML(elem_classes="shown small")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from transfer import UserError
@@ -26,7 +28,7 @@ class Found:
 
     Attributes:
         models: what can be drawn from.
-        targets: what can be mixed with its source: adapters, and runs that have one.
+        targets: what can be mixed with its source: adapters, and runs and models that have one.
         faults: what cannot be used, each with the reason.
     """
 
@@ -68,17 +70,21 @@ class Shelf:
 
     def look(self) -> Found:
         """What is there now. Files are opened as far as it takes to tell what they are."""
-        found = Found()
+        found, origins = Found(), {}
         for file in self._files():
-            name = self.name(file)
+            name, shipped = self.name(file), file.parent == self.root / "pretrained_model"
             try:
                 with safe_open(file, "pt") as handle:
-                    adapter = "adapter" in (handle.metadata() or {})
+                    told = handle.metadata() or {}
             except (SafetensorError, OSError) as error:
                 found.faults[name] = f"no whole safetensors file ({error}): fetch or write it again"
                 continue
-            kind = "adapter" if adapter else "shipped" if file.parent.name == "pretrained_model" else "file"
-            (found.targets if adapter else found.models)[name] = f"{file.stem} ({kind})"
+            if "adapter" in told:
+                found.targets[name] = f"{file.stem} (adapter)"
+                continue
+            found.models[name] = f"{file.stem} ({'shipped' if shipped else 'file'})"
+            with suppress(ValueError, AttributeError):  # a card of another project's
+                origins[name] = found.models[name], json.loads(told["card"])["settings"] if told else {}
         for name in self.runs():
             run, told = self.path(name), description_of(self.path(name))
             if not told:
@@ -86,8 +92,10 @@ class Shelf:
             elif any(run.glob("checkpoints/*.pt")):
                 images = Path(str(told["settings"].get("images"))).stem
                 found.models[name] = f"{run.name} ({images})"
-                if told["settings"].get("source") and "G" in told["settings"]:
-                    found.targets[name] = f"{images} ({run.name})"
+                origins[name] = f"{images} (run {run.name[:4]})", told["settings"]
+        for name, (title, settings) in reversed(origins.items()):
+            if settings.get("source") and "G" in settings:
+                found.targets[name] = title if title not in found.targets.values() else found.models[name]
         return found
 
     def runs(self) -> list[str]:
@@ -99,14 +107,13 @@ class Shelf:
     def images(self) -> dict[str, str]:
         """The folders and zips of images in train_images/ and in further folders, each with its title."""
         places = [self.root / "train_images", *self.more]
-        found = {
+        inside = [path for place in places for path in sorted(place.glob("[!.]*"))]
+        runs = set(self.runs())
+        return {
             self.name(path): path.name
-            for place in places
-            for path in sorted(place.glob("*"))
-            if (path.is_dir() or path.suffix == ".zip") and not path.name.startswith(".")
-            if path.suffix == ".zip" or (any(path.glob("[!.R]*")) and not (path / "settings.json").exists())
+            for path in (*inside, *self.more)
+            if (path.suffix == ".zip" or _holds_images(path)) and self.name(path) not in runs
         }
-        return found | {self.name(place): place.name for place in self.more if any(place.glob("*.*"))}
 
     def _files(self) -> Iterator[Path]:
         for place in (self.root / "pretrained_model", self.root, *self.more):
@@ -119,10 +126,17 @@ class Shelf:
         return self._read("model", name, Source.read)
 
     def adapter(self, name: str) -> Adapter:
-        """The generator's part of an adapter, or of what a run adds to its source. Raises UserError."""
+        """The generator's part of an adapter, or of what a run or a model adds to its source.
+
+        Raises:
+            UserError: when it cannot be read, or has no source that is there.
+        """
 
         def read(path: Path) -> Adapter:
-            found = Adapter.of(path) if path.is_dir() else Adapter.read(path)
+            if name in self.look().models:
+                model = self.model(name)
+                return Adapter.between(self._origin(model), model)
+            found = Adapter.read(path)
             return replace(found, networks={"ema": found.networks["ema"]})
 
         return self._read("adapter", name, read)
@@ -133,15 +147,25 @@ class Shelf:
         Raises:
             UserError: when it is not there.
         """
-        wanted = Path(adapter.card["settings"].get("source") or "").name
+        wanted = Path(str(adapter.card["settings"].get("source"))).name
         for name in sorted(self.look().models, key=lambda name: Path(name).name != wanted):
             with suppress(UserError):  # a broken one is none that was trained from
-                if (
-                    self._read("fingerprint", name, lambda path: fingerprint(self.model(path)))
-                    == adapter.source
-                ):
+                if self._fingerprint(name) == adapter.source:
                     return self.model(name)
-        raise UserError(f"the source of the target, {wanted}, is not there: put it into pretrained_model/")
+        raise UserError(f"{wanted}, the source of the target, is not there: put it into pretrained_model/")
+
+    def _fingerprint(self, name: str) -> str:
+        return self._read("fingerprint", name, lambda path: fingerprint(self.model(name)))
+
+    def _origin(self, model: Source) -> Source:
+        """The model that another was carried over from, by the path or the name that its settings tell."""
+        told = str(model.settings.get("source"))
+        named = [name for name in self.look().models if Path(name).name == Path(told).name]
+        if not named and not (self.root / told).exists():
+            raise UserError(
+                f"{told}, the source of {model.path}, is not there: put it into pretrained_model/"
+            )
+        return self.model(told if (self.root / told).exists() else named[0])
 
     def mixed(self, names: Sequence[str], shares: Sequence[float]) -> Source:
         """The source of some targets with each one's difference from it, times its share, added.
@@ -176,6 +200,12 @@ class Shelf:
                 self._kept.popitem(last=False)
             self._kept[key] = stamp, read(path)
             return self._kept[key][1]
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether a folder, or one in it, has a file with an image's ending: which decides what is offered."""
+    endings = Image.registered_extensions()
+    return any(file.suffix.lower() in endings for depth in ("*", "*/*") for file in folder.glob(depth))
 
 
 def _stamp(path: Path) -> object:

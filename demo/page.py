@@ -28,10 +28,17 @@ CSS = """
 .shown img { width: 100%; border-radius: 6px; display: block; }
 .shown a { display: inline-block; margin: 0.3rem 0 0; padding: 0; }
 .narrow figure, .small figure { max-width: 640px; }
-.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.6rem; }
+.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.6rem; align-items: end; }
 .problem { overflow-wrap: anywhere; padding: 0.5rem 0.8rem; border-left: 4px solid #d97706;
   background: color-mix(in srgb, #d97706 12%, transparent); }
-progress { width: 100%; height: 1rem; accent-color: #f97316; }
+@media (max-width: 600px) {
+  .tab-container button { padding: 0 10px !important; }
+  .pictures { order: -1; }  /* what a slider changes stays in sight */
+}
+.shown svg text { font-size: 20px; fill: currentColor; }
+.bar { height: 0.8rem; border-radius: 6px; overflow: hidden; background: var(--border-color-primary); }
+.bar div { height: 100%; background: var(--color-accent); }
+input[role="combobox"], input[role="listbox"] { text-overflow: ellipsis; }
 """
 
 
@@ -82,6 +89,7 @@ def serve(port: int, folders: list[Path]) -> None:
             own.bind((HOST, port))
         except OSError as error:
             raise UserError(f"port {port} cannot be had ({error.strerror}): give another --port") from None
-        server = uvicorn.Server(uvicorn.Config(application(Shelf(folders)), log_level="warning"))
+        config = uvicorn.Config(application(Shelf(folders)), log_level="warning", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
         print(f"the page is at http://{HOST}:{port}, for this machine alone; Ctrl-C ends it", flush=True)
         server.run(sockets=[own])

@@ -81,7 +81,7 @@ class State:
             grid=grids[-1] if grids else None,
             warning=([""] + [line["warning"] for line in lines if "warning" in line])[-1],
             command=command(script, *shlex.split(flags(_changed(script.stem, settings)))),
-            resume=command(script, "--resume", run),
+            resume=command(script, "--resume", _near(run)),
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 from PIL import Image
 
 from demo.controls import Event, choices
@@ -22,6 +22,7 @@ WAYS = {  # scripts, as a newcomer would ask for them
     "wgan_64_finetune.py": "Fine-tune every layer",
     "wgan_64_freeze_layers.py": "Freeze some layers, fine-tune the rest",
 }
+COLOURS = ("#2563eb", "#f97316", "#16a34a", "#9333ea", "#dc2626", "#0891b2")
 EVERY = 2  # seconds between two looks at a run
 NEVER = "No run yet. Choose images above and press Start."
 
@@ -42,7 +43,8 @@ def status(state: State) -> str:
     else:
         now = "finished" if done else "stopped"
     warning = problem(f"Warning: {state.warning}") if state.warning else ""
-    bar = f'<progress max="{state.iterations}" value="{state.step}"></progress>'
+    share = min(100, 100 * state.step / state.iterations)
+    bar = f'<div class="bar"><div style="width: {share:.1f}%"></div></div>'
     return f"{bar}<p>Iteration {state.step:,} of {state.iterations:,}: {now}.</p>{warning}"
 
 
@@ -57,9 +59,34 @@ def samples(state: State) -> str:
         return ""
 
 
-def losses(state: State) -> pd.DataFrame:
-    """The losses as a plot wants them."""
-    return pd.DataFrame(state.losses, columns=["iteration", "value", "loss"])
+def losses(state: State) -> str:
+    """HTML of the losses as curves over the iterations."""
+    if not state.losses:
+        return ""
+    values, wide, high = [each["value"] for each in state.losses], 600, 300
+    low, top, last = min(0, *values), max(0, *values), max(each["iteration"] for each in state.losses)
+    curves, names = "", []
+    for name, colour in zip(dict.fromkeys(each["loss"] for each in state.losses), COLOURS, strict=False):
+        points = " ".join(
+            f"{wide * each['iteration'] / last:.1f},{high * (top - each['value']) / (top - low or 1):.1f}"
+            for each in state.losses
+            if each["loss"] == name
+        )
+        curves += f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        names.append(f'<span style="color: {colour}">■</span> {escape(name)}')
+    zero = high * top / (top - low or 1)
+    ticks = [(0, top), (high, low)] + [(zero, 0)] * (20 < zero < high - 20)
+    marks = "".join(
+        f'<text x="-6" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>' for y, value in ticks
+    )
+    marks += f'<text x="{wide}" y="{high + 22}" text-anchor="end">iteration {last:,}</text>'
+    frame = (
+        f'<path d="M0 0V{high}H{wide}M0 {zero:.0f}H{wide}" fill="none" stroke="currentColor" opacity="0.4"/>'
+    )
+    return (
+        f"<figure><figcaption>Losses: {', '.join(names)}</figcaption>"
+        f'<svg viewBox="-60 -14 670 346" role="img" aria-label="Losses">{frame}{curves}{marks}</svg></figure>'
+    )
 
 
 def build(shelf: Shelf) -> list[Event]:
@@ -94,15 +121,7 @@ def build(shelf: Shelf) -> list[Event]:
                 with gr.Column(min_width=280):
                     grid = gr.HTML(elem_classes="shown")
                 with gr.Column(min_width=280):
-                    plot = gr.LinePlot(
-                        x="iteration",
-                        y="value",
-                        color="loss",
-                        y_title=" ",
-                        label="Losses",
-                        height=360,
-                        visible=False,
-                    )
+                    plot = gr.HTML(elem_classes="shown")
             ran, more = copyable("The command of this run"), copyable("The command that goes on with it")
     seen = gr.State()  # what is shown, so that nothing flickers while nothing changes
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -146,13 +165,13 @@ def build(shelf: Shelf) -> list[Event]:
 
     def shown(name: str | None, state: State | str) -> dict:
         if isinstance(state, str):
-            hidden = {each: gr.update(visible=False) for each in (plot, ran, more, end)}
-            return {now: problem(state) if name else f"<p>{state}</p>", grid: "", **hidden}
+            hidden = {each: gr.update(visible=False) for each in (ran, more, end)}
+            return {now: problem(state) if name else f"<p>{state}</p>", grid: "", plot: "", **hidden}
         works, done = state.process is not None, state.step >= state.iterations
         return {
             now: status(state),
             grid: samples(state),
-            plot: gr.LinePlot(losses(state), visible=bool(state.losses)),
+            plot: losses(state),
             ran: gr.Textbox(state.command, visible=True),
             more: gr.Textbox(state.resume, visible=not works and not done),
             end: gr.Button(visible=works),

@@ -27,7 +27,7 @@ def between(shelf: Shelf, name: str, first: int, second: int, place: int) -> str
     source = shelf.model(name)
     z = ends(source, first, second)
     z = torch.stack([z[0], drawing.walk(z, PLACES)[place], z[1]])
-    labels = (f"first, seed {first}", f"{place} % of the way", f"second, seed {second}")
+    labels = ("First", f"At {place} %", "Second")
     pictures = (row(source, each[None]) for each in z)
     return f'<div class="three">{"".join(map(figure, pictures, labels))}</div>'
 
@@ -54,7 +54,7 @@ def build(shelf: Shelf) -> list[Event]:
             another(second, "Another second picture")
             place = gr.Slider(0, PLACES, PLACES // 2, step=1, label="Place on the way, in %")
             make = gr.Button("Make an animation")
-        with gr.Column(scale=3, min_width=280):
+        with gr.Column(scale=3, min_width=280, elem_classes="pictures"):
             shown = gr.HTML(elem_classes="shown")
             moving = gr.HTML(elem_classes="shown small")
     inputs = [model, first, second, place]
