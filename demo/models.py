@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from transfer import UserError
 from transfer.adapters import Adapter, applied, fingerprint
+from transfer.folder import holder
 from transfer.settings import ROOT, description_of
 from transfer.shared import Source
 
@@ -83,11 +84,10 @@ class Shelf:
                 found.targets[name] = f"{file.stem} (adapter)"
                 continue
             found.models[name] = f"{file.stem} ({'shipped' if shipped else 'file'})"
-            with suppress(ValueError, AttributeError):  # a card of another project's
-                origins[name] = found.models[name], json.loads(told["card"])["settings"] if told else {}
+            origins[name] = found.models[name], _settings(told)
         for name in self.runs():
             run, told = self.path(name), description_of(self.path(name))
-            if not told:
+            if not told and holder(run) is None:
                 found.faults[name] = "its settings.json is missing or damaged"
             elif any(run.glob("checkpoints/*.pt")):
                 images = Path(str(told["settings"].get("images"))).stem
@@ -200,6 +200,14 @@ class Shelf:
                 self._kept.popitem(last=False)
             self._kept[key] = stamp, read(path)
             return self._kept[key][1]
+
+
+def _settings(told: dict[str, str]) -> dict[str, Any]:
+    """The settings that a file's card tells of; nothing where the card is another project's."""
+    with suppress(ValueError, KeyError, TypeError):
+        settings = json.loads(told["card"])["settings"]
+        return settings if isinstance(settings, dict) else {}
+    return {}
 
 
 def _holds_images(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transfer import UserError, drawing
 from transfer.folder import holder
-from transfer.settings import ROOT, command, description_of, flags, unsaid
+from transfer.settings import ROOT, command, complete, description_of, flags, plain
 
 SAID = 8  # lines of a program's output that are shown when it ends before its run begins
 
@@ -59,6 +59,8 @@ class State:
             iterations = int(settings["iterations"])
             images = settings["batch_size"] * settings.get("critic_steps", 1)  # that an iteration sees
         except (KeyError, TypeError, ValueError):
+            if holder(run) is not None:
+                raise UserError(f"{run.name} is beginning: look again in a moment") from None
             raise UserError(
                 f"the settings.json of {run.name} is missing or damaged: --resume makes a new one from its"
                 " checkpoint"
@@ -105,11 +107,12 @@ def _script(name: str) -> Path:
 def _changed(script: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that are not its script's defaults; all of them where that is not here."""
     try:
-        defaults = unsaid(drawing.script(script).Settings)
+        script_settings = drawing.script(script).Settings
+        settings, defaults = complete(script_settings, settings), plain(script_settings())
     except (UserError, AttributeError):
         defaults = {}
-    left_out = {"resume": settings.get("resume"), "dry_run": settings.get("dry_run")}
-    return {k: v for k, v in settings.items() if v is not None and v != (defaults | left_out).get(k)}
+    left_out = ("resume", "dry_run")
+    return {k: v for k, v in settings.items() if k not in left_out and v is not None and v != defaults.get(k)}
 
 
 class Starter:

@@ -84,7 +84,7 @@ def losses(state: State) -> str:
         f'<path d="M0 0V{high}H{wide}M0 {zero:.0f}H{wide}" fill="none" stroke="currentColor" opacity="0.4"/>'
     )
     return (
-        f"<figure><figcaption>Losses: {', '.join(names)}</figcaption>"
+        f"<figure><figcaption>Losses, which need not fall: {', '.join(names)}</figcaption>"
         f'<svg viewBox="-60 -14 670 346" role="img" aria-label="Losses">{frame}{curves}{marks}</svg></figure>'
     )
 
@@ -161,7 +161,7 @@ def build(shelf: Shelf) -> list[Event]:
         if (name, runs, state) == before:
             return note or {seen: gr.skip()}
         listed = {run: gr.Dropdown([(Path(each).name, each) for each in runs], value=name)}
-        return {**note, **listed, **shown(name, state), seen: (name, runs, state)}
+        return {said: "", **note, **listed, **shown(name, state), seen: (name, runs, state)}
 
     def shown(name: str | None, state: State | str) -> dict:
         if isinstance(state, str):

@@ -4,11 +4,17 @@ import json
 import os
 import shlex
 import shutil
+import socket
+import sys
+import threading
 import time
+import urllib.request
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
 import torch
+import tyro
 
 import wgan_64_scale_shift
 from demo import runs
@@ -21,7 +27,7 @@ from transfer import UserError, drawing
 from transfer.__main__ import adapter
 from transfer.checkpoints import Checkpoints
 from transfer.folder import Folder, holder
-from transfer.settings import plain
+from transfer.settings import plain, registry
 from transfer.shared import Source
 
 MODEL, RUN = "pretrained_model/tiny.safetensors", "target_domain/0001-wgan_64_scale_shift-G050-D050"
@@ -139,12 +145,8 @@ def test_a_run_tells_how_far_it_is_and_by_which_command(project, faces):
     assert (state.step, state.iterations, state.process) == (3, 3, None)
     assert state.grid == project / RUN / "samples" / "000003.png" and state.seconds_left == 0
     assert {line["loss"] for line in state.losses} == {"wasserstein", "generator"}
-    import tyro
-
     _, script, *words = shlex.split(state.command)
     assert script.endswith("wgan_64_scale_shift.py")
-    from transfer.settings import registry
-
     again = tyro.cli(wgan_64_scale_shift.Settings, args=words, registry=registry())
     assert plain(again) == json.loads((project / RUN / "settings.json").read_text())["settings"]
     assert state.resume.endswith(f"--resume {project / RUN}")
@@ -153,6 +155,10 @@ def test_a_run_tells_how_far_it_is_and_by_which_command(project, faces):
 def test_a_run_in_the_making_tells_of_what_is_there(project, tmp_path):
     run = tmp_path / "0001-run"
     run.mkdir()
+    folder = Folder(run, runs.ROOT / "wgan_64.py")
+    with pytest.raises(UserError, match="is beginning"):
+        State.of(run)
+    folder.release()
     with pytest.raises(UserError, match="missing or damaged"):
         State.of(run)
     shutil.copy(project / RUN / "settings.json", run)
@@ -186,23 +192,174 @@ def until(what, seconds=60):
 
 def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(source, faces, tmp_path):
     starter = Starter()
-    line = starter.line("wgan_64_scale_shift.py", faces, 10**6)
+    line = starter.line("wgan_64_scale_shift.py", faces, 20_000)
     starter.start(f"{line} --source {source} --out {tmp_path} --device cpu --batch-size 2 --no-fast")
     with pytest.raises(UserError, match="still going on"):
         starter.start(line)
     run = until(lambda: starter.found(sorted(tmp_path.glob("0*"))))
     assert starter.found([run]) is None, "it is new only once"
-    until(lambda: State.of(run).step >= 10)
+    until(lambda: (run / "log.jsonl").exists() and State.of(run).step >= 10)
     assert os.getpgid(starter.process.pid) == starter.process.pid, "Ctrl-C at the page does not reach it"
     stop(run)
     assert starter.process.wait(60) == 128 + 15 and not starter.running()
     assert Checkpoints(run).newest()[1]["step"] >= 10 and State.of(run).process is None
 
 
-def test_a_run_that_cannot_begin_says_why(tmp_path):
+def test_a_run_that_cannot_begin_says_why():
     starter = Starter()
-    starter.start(starter.line("wgan_64_scale_shift.py", tmp_path / "none", 5))
+    starter.start(shlex.join([sys.executable, "-c", "import sys; sys.exit('there is nothing')"]))
     starter.process.wait(60)
-    with pytest.raises(UserError, match="none does not exist"):
+    with pytest.raises(UserError, match=r"has not begun.*there is nothing"):
         starter.found([])
     assert starter.found([]) is None, "it is said once"
+
+
+# ----------------------------------------------------------------------------------------------------------
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def address(project):
+    """Where the page of the project is served, with a way of training that takes seconds."""
+    pytest.importorskip("gradio", reason="python -m demo needs requirements-demo.txt")
+    import uvicorn
+
+    from demo import page, train
+
+    line = Starter.line
+    short = (
+        f" --source {project / MODEL} --out {project / 'target_domain'} --device cpu --batch-size 2 --no-fast"
+    )
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as own:
+        patch.setattr(train, "WAYS", {"wgan_64_scale_shift.py": "Scale and shift"})
+        patch.setattr(train.Starter, "line", staticmethod(lambda *given: line(*given) + short))
+        own.bind(("127.0.0.1", 0))
+        app = page.application(Shelf([], project))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [own]})
+        thread.start()
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{own.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
+
+
+def test_the_server_refuses_other_hosts_other_sites_and_other_files(address):
+    def status(path="", data=None, **headers):
+        request = urllib.request.Request(address + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+                return answer.status
+        except HTTPError as error:
+            return error.code
+
+    assert status() == 200 and status(Origin=address.rstrip("/")) == 200
+    assert status(Host="evil.example") == status(Origin="http://evil.example") == 403
+    join = "gradio_api/queue/join"
+    assert status(join, b"{}", Origin="null") == 403 != status(join, b"{}")
+    assert status("gradio_api/upload", b"") == 403
+    for path in ("/etc/passwd", runs.ROOT / "README.md"):
+        assert status(f"gradio_api/file={path}") in (403, 404)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives a browser")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Opens the page at a width; in the end nothing was asked of elsewhere, and nothing failed."""
+    asked, failed = [], []
+
+    def open_at(width):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".shown img")
+        return page
+
+    yield open_at
+    assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    assert not failed
+
+
+def pictures(page):
+    """The pictures that are in sight, by their captions."""
+    return page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('figure')].filter(each => each.offsetParent)"
+        ".map(each => [each.querySelector('figcaption').innerText, each.querySelector('img')?.src]))"
+    )
+
+
+def shown(page, caption):
+    """The picture under a caption that begins so, once it is there."""
+
+    def found():
+        page.wait_for_timeout(50)
+        return next((image for text, image in pictures(page).items() if text.startswith(caption)), None)
+
+    return until(found)
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_person_draws_saves_and_mixes(opened, width):
+    page = opened(width)
+    first = shown(page, "tiny, seed 0")
+    page.get_by_role("button", name="Draw others").click()
+    assert shown(page, "tiny, seed 1") != first
+    with page.expect_download() as download:
+        page.get_by_text("Save as PNG").locator("visible=true").click()
+    assert download.value.suggested_filename == "tiny-seed1.png"
+    page.get_by_role("tab", name="Mix").click()
+    source, target = shown(page, "The source: tiny"), shown(page, "The target")
+    slider = page.locator("input[type=range]").locator("visible=true")
+    assert slider.count() == 1 and "Share of" in slider.get_attribute("aria-label")
+    for share, wanted in (("0", source), ("1", target)):
+        slider.fill(share)
+        assert shown(page, f"Your mix: tiny + {share} ×") == wanted
+    assert source != target
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_names_what_is_broken(opened, project):
+    cut = project / "cut.safetensors"
+    cut.write_bytes((project / MODEL).read_bytes()[:-9])
+    page = opened(400)
+    page.get_by_text("Not usable: 1 file or run").click()
+    page.get_by_text("cut.safetensors: no whole safetensors file").wait_for()
+    cut.unlink()
+
+
+def test_three_clicks_start_a_run_that_is_seen_and_stopped(opened, project):
+    page = opened(1400)
+    page.get_by_role("tab", name="Train").click()
+    images, command = page.get_by_label("Images"), page.locator("textarea").locator("visible=true")
+
+    def commands(part):
+        return until(
+            lambda: page.wait_for_timeout(50) or any(part in each.input_value() for each in command.all())
+        )
+
+    images.fill("/etc"), images.press("Enter")
+    assert commands("outside of the project's folder")
+    images.click()
+    page.get_by_role("option", name="mine").click()
+    assert commands("train_images/mine")
+    page.get_by_label("Iterations").fill("20000")
+    assert commands("--iterations 20000")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Stop and save").click()
+    page.get_by_text(": stopped.").wait_for()
+    (run,) = (project / "target_domain").glob("0002-*")
+    assert State.of(run).process is None and commands(f"--resume {run}")
