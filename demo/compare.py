@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 
 from demo.controls import Event, another, choices, redraw, seed_chooser
@@ -40,4 +42,4 @@ def build(shelf: Shelf) -> list[Event]:
         with gr.Column(scale=3, min_width=280, elem_classes="pictures"):
             shown = gr.HTML(elem_classes="shown")
     renew = (lambda: gr.Dropdown(choices(shelf.look().models)), None, models)
-    return [renew, redraw([models, seed, truncation], told(lambda *given: rows(shelf, *given)), shown)]
+    return [renew, redraw([models, seed, truncation], partial(rows, shelf), shown)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import gradio as gr
 
 from demo.models import Shelf
+from demo.pictures import told
 
 MOST = 2**32 - 1  # of a seed
 ONE = {  # drawings wait for each other; of a slider that is dragged only the last place counts
@@ -45,7 +46,25 @@ def another(seed: gr.Number, label: str) -> gr.Button:
     return button
 
 
-def redraw(inputs: Sequence, draw: Callable, shown: gr.HTML) -> Event:
+def redraw(inputs: Sequence, draw: Callable[..., str], shown: gr.HTML) -> Event:
     """Redraw whenever an input changes; returns what draws for the first time."""
+    draw = _given(inputs, draw)
     gr.on([each.change for each in inputs], draw, inputs, shown, **ONE)
     return draw, inputs, shown
+
+
+def on_click(button: gr.Button, inputs: Sequence, draw: Callable[..., str], shown: gr.HTML) -> None:
+    """Draw when a button is pressed, which may take seconds."""
+    button.click(
+        _given(inputs, draw), inputs, shown, **{**ONE, "trigger_mode": "once", "show_progress": "minimal"}
+    )
+
+
+def _given(inputs: Sequence, draw: Callable[..., str]) -> Callable[..., str]:
+    """The same, with 0 for a number that a person has cleared, and with the sentence of a UserError."""
+
+    def safe(*values: object) -> str:
+        pairs = zip(inputs, values, strict=True)
+        return told(draw)(*(0 if v is None and isinstance(each, gr.Number) else v for each, v in pairs))
+
+    return safe

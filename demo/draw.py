@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import gradio as gr
 
 from demo.controls import Event, another, model_chooser, redraw, seed_chooser
 from demo.models import Shelf
-from demo.pictures import figure, row, told
+from demo.pictures import figure, row
 from transfer import drawing
 
 
@@ -43,4 +44,4 @@ def build(shelf: Shelf) -> list[Event]:
         with gr.Column(scale=3, min_width=280, elem_classes="pictures"):
             shown = gr.HTML(elem_classes="shown narrow")
     inputs = [model, seed, count, truncation]
-    return [renew, redraw(inputs, told(lambda *given: pictures(shelf, *given)), shown)]
+    return [renew, redraw(inputs, partial(pictures, shelf), shown)]

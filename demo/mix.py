@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 
-from demo.controls import ONE, Event, another, choices, redraw, seed_chooser
+from demo.controls import Event, another, choices, on_click, redraw, seed_chooser
 from demo.models import Shelf
-from demo.pictures import figure, problem, row, told
+from demo.pictures import figure, problem, row
 from transfer import drawing
 
 SLIDERS = 4  # targets that can be mixed at once
@@ -106,7 +108,6 @@ def build(shelf: Shelf) -> list[Event]:
 
     targets.change(sliders, targets, shares, api_visibility="private", show_progress="hidden")
     inputs = [targets, seed, *shares]
-    animate = told(lambda *given: animation(shelf, *given))
-    make.click(animate, inputs, moving, **{**ONE, "trigger_mode": "once", "show_progress": "minimal"})
+    on_click(make, inputs, partial(animation, shelf), moving)
     renew = (lambda: gr.Dropdown(choices(shelf.look().targets)), None, targets)
-    return [renew, redraw(inputs, told(lambda *given: rows(shelf, *given)), shown)]
+    return [renew, redraw(inputs, partial(rows, shelf), shown)]

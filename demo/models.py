@@ -57,6 +57,8 @@ class Shelf:
         Raises:
             UserError: when that is not in a folder that the page may read.
         """
+        if not name:
+            raise UserError("Nothing is chosen: choose one of the list")
         path = (self.root / Path(name).expanduser()).resolve()
         if not any(path.is_relative_to(folder) for folder in (self.root, *self.more)):
             raise UserError(

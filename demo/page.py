@@ -27,8 +27,10 @@ CSS = """
 .shown figcaption { margin-bottom: 0.3rem; overflow-wrap: anywhere; }
 .shown img { width: 100%; border-radius: 6px; display: block; }
 .shown a { display: inline-block; margin: 0.3rem 0 0; padding: 0; }
-.narrow figure, .small figure { max-width: 640px; }
-.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.6rem; align-items: end; }
+.narrow figure { max-width: 640px; }
+.small figure { max-width: 400px; }
+.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.6rem; }
+.shown .three figure { margin: 0; }
 .problem { overflow-wrap: anywhere; padding: 0.5rem 0.8rem; border-left: 4px solid #d97706;
   background: color-mix(in srgb, #d97706 12%, transparent); }
 @media (max-width: 600px) {

@@ -19,6 +19,7 @@ from transfer.images import grid
 from transfer.shared import Source
 
 PAUSE = 60  # ms for an image of an animation
+NAMES = {"png": "PNG", "webp": "WebP"}
 
 
 def row(source: Source, z: Tensor, columns: int | None = None) -> Image.Image:
@@ -34,7 +35,7 @@ def figure(pictures: Image.Image | list[Image.Image], caption: str, file: str = 
     first.save(data, kind, **(more if rest else {"compress_level": 1}))
     uri = f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
     what = escape(caption, quote=True)
-    link = f'<a download="{escape(file, quote=True)}.{kind}" href="{uri}">Save as {kind.upper()}</a>'
+    link = f'<a download="{escape(file, quote=True)}.{kind}" href="{uri}">Save as {NAMES[kind]}</a>'
     shown = f'<figcaption>{what}</figcaption><img src="{uri}" alt="{what}">'
     return f"<figure>{shown}{link if file else ''}</figure>"
 

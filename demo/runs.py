@@ -124,7 +124,11 @@ class Starter:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.waits = False  # for the run's folder
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115, it outlives this call
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+    @property
+    def _output(self) -> Path:
+        return Path(self._folder.name, "output")
 
     @staticmethod
     def line(script: str, images: Path, iterations: int) -> str:
@@ -144,15 +148,15 @@ class Starter:
         """
         if self.running():
             raise UserError("The run that this page has started is still going on: stop it first")
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115, it outlives this call
-        self.process = subprocess.Popen(
-            shlex.split(line),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with open(self._output, "wb") as output:
+            self.process = subprocess.Popen(
+                shlex.split(line),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.waits = True
 
     def found(self, runs: Iterable[Path]) -> Path | None:
@@ -176,8 +180,7 @@ class Starter:
 
     def said(self) -> str:
         """The last lines that it has written."""
-        size = os.fstat(self._output.fileno()).st_size
-        text = os.pread(self._output.fileno(), 10_000, max(0, size - 10_000)).decode(errors="replace")
+        text = self._output.read_bytes().decode(errors="replace")
         return "\n".join(text.splitlines()[-SAID:])
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.controls import ONE, Event, another, model_chooser, redraw, seed_chooser
+from demo.controls import Event, another, model_chooser, on_click, redraw, seed_chooser
 from demo.models import Shelf
-from demo.pictures import figure, row, told
+from demo.pictures import figure, row
 from transfer import drawing
 from transfer.shared import Source
 
@@ -58,6 +60,5 @@ def build(shelf: Shelf) -> list[Event]:
             shown = gr.HTML(elem_classes="shown")
             moving = gr.HTML(elem_classes="shown small")
     inputs = [model, first, second, place]
-    animate = told(lambda *given: animation(shelf, *given))
-    make.click(animate, inputs[:3], moving, **{**ONE, "trigger_mode": "once", "show_progress": "minimal"})
-    return [renew, redraw(inputs, told(lambda *given: between(shelf, *given)), shown)]
+    on_click(make, inputs[:3], partial(animation, shelf), moving)
+    return [renew, redraw(inputs, partial(between, shelf), shown)]

@@ -321,6 +321,8 @@ def test_a_person_draws_saves_and_mixes(opened, width):
     with page.expect_download() as download:
         page.get_by_text("Save as PNG").locator("visible=true").click()
     assert download.value.suggested_filename == "tiny-seed1.png"
+    page.get_by_label("Seed").locator("visible=true").fill("")
+    assert shown(page, "tiny, seed 0") == first, "a seed that is cleared is 0"
     page.get_by_role("tab", name="Mix").click()
     source, target = shown(page, "The source: tiny"), shown(page, "The target")
     slider = page.locator("input[type=range]").locator("visible=true")
