@@ -73,7 +73,9 @@ def losses(state: State) -> str:
             if each["loss"] == name
         )
         curves += f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        names.append(f'<span style="color: {colour}">■</span> {escape(name)}')
+        names.append(
+            f'<span style="white-space: nowrap"><span style="color: {colour}">■</span> {escape(name)}</span>'
+        )
     zero = high * top / (top - low or 1)
     ticks = [(0, top), (high, low)] + [(zero, 0)] * (20 < zero < high - 20)
     marks = "".join(
