@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import time
@@ -21,6 +22,8 @@ from PIL import Image
 from transfer import NoSpace, UserError, checkpoints
 from transfer.checkpoints import Checkpoints
 from transfer.settings import command, description_of
+
+OWNER = r"process (\d+) on (\S+) since"  # what .owner begins with
 
 
 class Folder:
@@ -135,6 +138,21 @@ class Folder:
                 f"{self.path / name} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
                 f"{self._then()}"
             ) from None
+
+
+def holder(run: Path) -> int | None:
+    """The process of this machine that works on a run's folder; None when none does."""
+    try:
+        text = (run / ".owner").read_text(encoding="utf-8")
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:  # which is an OSError
+        told = re.match(OWNER, text)
+        return int(told[1]) if told and told[2] == socket.gethostname() else None
+    except (OSError, ValueError):
+        return None
+    lock.release()
+    return None
 
 
 def make_sure_of_space(out: Path, need: int) -> None:
