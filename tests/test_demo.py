@@ -182,7 +182,7 @@ def test_who_holds_a_run_is_told_and_only_while_it_does(tmp_path):
         stop(tmp_path)
 
 
-def until(what, seconds=60):
+def until(what, seconds=180):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "it has not happened"
@@ -190,8 +190,16 @@ def until(what, seconds=60):
     return found
 
 
-def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(source, faces, tmp_path):
-    starter = Starter()
+@pytest.fixture
+def starter():
+    own = Starter()
+    yield own
+    if own.running():
+        own.process.kill()
+        own.process.wait()
+
+
+def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(starter, source, faces, tmp_path):
     line = starter.line("wgan_64_scale_shift.py", faces, 20_000)
     starter.start(f"{line} --source {source} --out {tmp_path} --device cpu --batch-size 2 --no-fast")
     with pytest.raises(UserError, match="still going on"):
@@ -201,14 +209,13 @@ def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(source, faces, 
     until(lambda: (run / "log.jsonl").exists() and State.of(run).step >= 10)
     assert os.getpgid(starter.process.pid) == starter.process.pid, "Ctrl-C at the page does not reach it"
     stop(run)
-    assert starter.process.wait(60) == 128 + 15 and not starter.running()
+    assert starter.process.wait(180) == 128 + 15 and not starter.running()
     assert Checkpoints(run).newest()[1]["step"] >= 10 and State.of(run).process is None
 
 
-def test_a_run_that_cannot_begin_says_why():
-    starter = Starter()
+def test_a_run_that_cannot_begin_says_why(starter):
     starter.start(shlex.join([sys.executable, "-c", "import sys; sys.exit('there is nothing')"]))
-    starter.process.wait(60)
+    starter.process.wait(180)
     with pytest.raises(UserError, match=r"has not begun.*there is nothing"):
         starter.found([])
     assert starter.found([]) is None, "it is said once"
@@ -226,13 +233,20 @@ def address(project):
 
     from demo import page, train
 
-    line = Starter.line
-    short = (
-        f" --source {project / MODEL} --out {project / 'target_domain'} --device cpu --batch-size 2 --no-fast"
-    )
+    made, more = [], f" --source {project / MODEL} --out {project / 'target_domain'} --device cpu"
+
+    class Short(Starter):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+        @staticmethod
+        def line(*given):
+            return f"{Starter.line(*given)}{more} --batch-size 2 --no-fast"
+
     with pytest.MonkeyPatch.context() as patch, socket.socket() as own:
         patch.setattr(train, "WAYS", {"wgan_64_scale_shift.py": "Scale and shift"})
-        patch.setattr(train.Starter, "line", staticmethod(lambda *given: line(*given) + short))
+        patch.setattr(train, "Starter", Short)
         own.bind(("127.0.0.1", 0))
         app = page.application(Shelf([], project))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -242,6 +256,9 @@ def address(project):
         yield f"http://127.0.0.1:{own.getsockname()[1]}/"
         server.should_exit = True
         thread.join()
+        for each in filter(Starter.running, made):
+            each.process.kill()
+            each.process.wait()
 
 
 def test_the_server_refuses_other_hosts_other_sites_and_other_files(address):
@@ -282,7 +299,7 @@ def opened(browser, address):
 
     def open_at(width):
         page = browser.new_page(viewport={"width": width, "height": 900})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(address)
