@@ -17,6 +17,7 @@ from fid.sets import Given, Set
 from fid.statistics import Features
 from transfer import UserError
 from transfer.images import Images
+from transfer.shared import Source
 
 COMPARABLE = 2048  # images, below which Frechet distances should not be compared (pytorch-fid's README)
 
@@ -274,16 +275,20 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
         settings: a script's, which name the extractor, the reference and the seed, and say whether to score.
         images: what is trained on; their size is what all images are brought to. Where some of them were set
             aside, those are the held-out ones; else the reference is.
-        seen: the extractors that the critic saw through.
+        seen: the extractors that the critic saw through; that of its source is known.
 
     Returns:
-        None when score_every is 0.
+        None when score_every is 0; images that were set aside are then said to be of no use.
 
     Raises:
         UserError: when the extractor or the reference cannot be had, or a set has fewer than two images.
     """
     if not settings.score_every:
+        if images.held_out is not None:
+            print(f"{len(images.held_out)} images are set aside and never scored: give --score-every 250, say")
         return None
+    if getattr(settings, "source", None) is not None:
+        seen += tuple(filter(None, [Source.read(settings.source).settings.get("features")]))
     extractor = load(settings.extractor, device=str(images.pixels.device))
     size = images.pixels.shape[-1]
     heldout = settings.reference if images.held_out is None else images.held_out

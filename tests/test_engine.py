@@ -69,17 +69,20 @@ def instructions(monkeypatch, *, amx=False, bf16=False):
     monkeypatch.setattr(engine, "_compiles", lambda: True)
 
 
+BF16 = "computing in bf16 (numbers of half the length; --no-fast keeps float32)"
+
+
 @pytest.mark.parametrize(
     "has, iterations, fast, few, said",
     [
-        ({}, PAYS_FROM, True, 3, "float32, compiled"),
-        ({}, PAYS_FROM - 1, True, 0, "float32, not compiled, since fewer than"),
-        ({}, PAYS_FROM, False, 0, "float32\n"),
-        ({"bf16": True}, PAYS_FROM, True, 0, "bf16\n"),
-        ({"bf16": True}, PAYS_FROM - 1, True, 0, "bf16\n"),
-        ({"bf16": True}, PAYS_FROM, False, 0, "float32\n"),
-        ({"amx": True}, PAYS_FROM, True, 0, "bf16, compiled"),
-        ({"amx": True}, PAYS_FROM - 1, True, 0, "bf16, not compiled, since fewer than"),
+        ({}, PAYS_FROM, True, 3, "computing in float32, compiled"),
+        ({}, PAYS_FROM - 1, True, 0, "computing in float32, not compiled, since fewer than"),
+        ({}, PAYS_FROM, False, 0, "computing in float32\n"),
+        ({"bf16": True}, PAYS_FROM, True, 0, f"{BF16}\n"),
+        ({"bf16": True}, PAYS_FROM - 1, True, 0, f"{BF16}\n"),
+        ({"bf16": True}, PAYS_FROM, False, 0, "computing in float32\n"),
+        ({"amx": True}, PAYS_FROM, True, 0, f"{BF16}, compiled"),
+        ({"amx": True}, PAYS_FROM - 1, True, 0, f"{BF16}, not compiled, since fewer than"),
     ],
 )
 def test_the_wide_convolutions_use_few_products_where_that_pays(

@@ -85,14 +85,15 @@ def tune(
     short = iterations < PAYS_FROM
     bf16 = bf16_on(device)
     matrix = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    how, compiled, few_products = "float32", False, False
+    how, compiled, few_products = "computing in float32", False, False
     if fast and device.type == "cpu":
         keep_pages()
         compiled = matrix and not double_backward and not short and _compiles()
         few_products = not bf16 and not short and _compiles()
     hasten = None
     if fast and bf16:
-        how, hasten = "bf16", partial(_bf16, device=device.type, compiled=compiled)
+        how = "computing in bf16 (numbers of half the length; --no-fast keeps float32)"
+        hasten = partial(_bf16, device=device.type, compiled=compiled)
     if few_products:
         for network in networks:
             use_few_products(network)

@@ -81,6 +81,11 @@ class Folder:
         """Let other processes have it."""
         self._lock.release()
 
+    def remove(self) -> None:
+        """Take it away again: a run that ended before its first iteration leaves nothing."""
+        self.release()
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def describe(self, **content: Any) -> None:
         """Write settings.json: what is given, and the libraries and the time."""
         content |= {"versions": versions(), "started": timestamp()}

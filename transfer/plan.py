@@ -36,7 +36,7 @@ class Split(namedtuple("Split", ("freeze", "rescale", "finetune"))):
         numbers = [_whole(count) for count in counts]
         if len(numbers) != 3 or None in numbers or min(numbers) < 0 or not any(numbers):
             raise UserError(
-                f"({', '.join(map(str, counts))}) is no split of the layers: give three whole numbers of at"
+                f"({', '.join(map(str, counts))}) does not split the layers: give three whole numbers of at"
                 " least 0, how many to freeze, rescale and fine-tune, for example 1 2 2"
             )
         return super().__new__(cls, *numbers)

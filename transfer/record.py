@@ -85,7 +85,8 @@ class Run:
         generator = torch.Generator().manual_seed(settings.seed)
         latent = parts["G"].arguments["latent"]
         self.latents = torch.randn(SCORED, latent, generator=generator).to(self.device)
-        self.step, self._losses, self._last, self._since, self._warned = 0, {}, "", None, set()
+        self.step, self._losses, self._last, self._warned = 0, {}, "", set()
+        self._worked, self._since = 0.0, (0, 0.0)  # seconds of iterations; the step and those of the last line
         source = getattr(settings, "source", None)
         self._source = None if source is None else Source.read(source).fingerprint
         out = Path(settings.out)
@@ -95,10 +96,15 @@ class Run:
             return
         make_sure_of_space(out, self._bytes())
         self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title))), self.script))
-        shutil.copyfile(self.script, self.folder / self.script.name)
-        self.files.describe(**self._description())
-        self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
-        self.sample()
+        print(f"the run is in {self.folder}", flush=True)
+        try:
+            shutil.copyfile(self.script, self.folder / self.script.name)
+            self.files.describe(**self._description())
+            self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
+            self.sample()
+        except KeyboardInterrupt:
+            self.files.remove()
+            raise
 
     def _hold(self, files: Folder) -> None:
         self.files, self.folder, self.checkpoints = files, files.path, files.checkpoints
@@ -145,22 +151,28 @@ class Run:
                     signals.at_once = True
                     if self.step:
                         self._between(again=True)
-                    self._since = (self.step, time.monotonic())
+                    self._since, start = (self.step, 0.0), self.step
+                    signals.leave = None if self.step else self.files.remove
                     last = time.monotonic()  # when the run was saved
                     for step in range(self.step + 1, settings.iterations + 1):
+                        turn = time.monotonic()
                         yield step  # the first may compile for minutes, and has nothing to lose
-                        signals.at_once = False
+                        signals.at_once, signals.leave = False, None
+                        self._worked += time.monotonic() - turn
                         self.step = step
                         bar.update()
                         if self._due(settings.log_every):
                             bar.set_postfix(self._log())
+                            if bar.disable:
+                                print(self._progress(start), flush=True)
                         late = time.monotonic() - last >= OFTEN
                         if late or signals.save or self._due(settings.save_every) or self._scores_next():
                             self.save()
                             saved, signals.save, last = step, False, time.monotonic()
                         signals.at_once = True
                         signals.check()
-                        self._between()
+                        if self._between():
+                            bar.unpause()  # so that the time left is that of the iterations
                         signals.at_once = False
                         signals.check()
                 except Diverged:
@@ -188,19 +200,22 @@ class Run:
     def _scores_next(self) -> bool:
         return self._score is not None and self._due(self.settings.score_every)
 
-    def _between(self, again: bool = False) -> None:
-        """Make the sample and the score of this step, if they are due; again: only what is missing."""
-        if self._due(self.settings.sample_every) and not (
-            again and (self.folder / self._sample_name()).exists()
-        ):
+    def _between(self, again: bool = False) -> bool:
+        """Make the sample and the score of this step, and return whether any is due.
+
+        again: only what is missing.
+        """
+        samples, scores = self._due(self.settings.sample_every), self._scores_next()
+        if samples and not (again and (self.folder / self._sample_name()).exists()):
             self.sample()
-        if self._scores_next():
+        if scores:
             scored = {line["step"] for line in self.files.lines("scores")}
             if not (again and self.step in scored):
                 self.score()
                 best = self._best()
                 if best is not None and best["step"] == self.step:
                     self.checkpoints.mark_best(self.step)
+        return samples or scores
 
     def losses(self, **losses: Tensor) -> None:
         """Keep the iteration's losses, on the device, for the log."""
@@ -213,16 +228,19 @@ class Run:
             self._stop_diverged(f"the losses are {losses}")
         self._check_networks()
         step, then = self._since
-        now = time.monotonic()
         batches = getattr(self.settings, "critic_steps", 1)  # an iteration
         images = (self.step - step) * batches * self.settings.batch_size
-        self.files.write_line(
-            "log", self.step, {**losses, "images_per_second": images / max(now - then, 1e-9)}
-        )
-        self._since, self._last = (self.step, now), f"{losses} at iteration {self.step}"
+        speed = images / max(self._worked - then, 1e-9)
+        self.files.write_line("log", self.step, {**losses, "images_per_second": speed})
+        self._since, self._last = (self.step, self._worked), f"{losses} at iteration {self.step}"
         if max(map(abs, losses.values())) > LARGE:
             self.warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
+
+    def _progress(self, start: int) -> str:
+        """A line for where there is no terminal; start: the iteration from which this process has gone on."""
+        left = self._worked / (self.step - start) * (self.settings.iterations - self.step)
+        return f"iteration {self.step:,} of {self.settings.iterations:,}, {in_words(left)} left"
 
     def warn(self, warning: str, once: bool = False) -> None:
         """Write a warning to the log and print it; once: unless this process has done so already."""
@@ -352,6 +370,13 @@ def animate(folder: Path) -> None:
     """Write a run's grids as samples.webp, four a second."""
     first, *rest = frames(sorted((folder / "samples").glob("*.png")))
     first.save(folder / "samples.webp", save_all=True, append_images=rest, duration=250, loop=0, quality=80)
+
+
+def in_words(seconds: float) -> str:
+    """A time as a person would say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _spread(images: Tensor) -> float:

@@ -6,13 +6,16 @@ import errno
 import json
 import math
 import os
+import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -23,6 +26,9 @@ from transfer.signals import Stop
 S = TypeVar("S")
 ROOT = Path(__file__).parents[1]
 LATEST = "latest"  # for resume: the newest run of the same script
+# In --help: before which setting a group begins, and what it is called. Scripts keep this order.
+HEADINGS = {"source": "WHAT", "images": "WHAT", "G": "PLAN", "iterations": "TRAINING", "out": "OUTPUT"}
+HEADINGS |= {"score_every": "SCORES", "resume": "START"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,11 @@ def command_line(settings: type[S], default: S | None = None) -> S:
     with user_errors():
         description = sys.modules["__main__"].__doc__
         read = partial(tyro.cli, settings, description=description, registry=registry())
+        if {"-h", "--help"} & {*sys.argv[1:]}:
+            with redirect_stdout(StringIO()) as told, suppress(SystemExit):
+                read(**defaults)
+            print("\n".join(_with_headings(told.getvalue())))
+            raise SystemExit
         chosen = read(**defaults)
         if getattr(chosen, "resume", None) is not None:
             script = Path(sys.argv[0])
@@ -79,6 +90,18 @@ def command_line(settings: type[S], default: S | None = None) -> S:
             chosen = replace(read(default=at_home(stored(settings, run, script))), resume=run)
         check(chosen)
     return chosen
+
+
+def _with_headings(text: str) -> Iterator[str]:
+    """The lines of tyro's help, with a heading before the first setting of each group."""
+    told = set()
+    for line in text.splitlines():
+        flag = re.match("│ --([A-Za-z-]+)", line)
+        heading = flag and HEADINGS.get(flag[1].replace("-", "_"))
+        if heading and heading not in told:
+            told.add(heading)
+            yield f"│ {heading}".ljust(len(line) - 1) + "│"
+        yield line
 
 
 def registry() -> Any:
@@ -105,6 +128,14 @@ def _path_rule(info: Any) -> Any:
     )
 
 
+def _plan_or_error(words: list[str]) -> Plan | UserError:
+    """The plan; or what is wrong with it, which check raises, since it knows the flag."""
+    try:
+        return plan(*words)
+    except UserError as error:
+        return error
+
+
 def at_home(settings: S) -> S:
     """Settings in which the paths that are the script's own defaults are in the project's folder."""
     own = {}
@@ -124,7 +155,7 @@ def _plan_rule(info: Any) -> Any:
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="I J K|NAMES",
-        instance_from_str=lambda words: plan(*words),
+        instance_from_str=_plan_or_error,
         is_instance=lambda value: isinstance(value, Split | Named),
         str_from_instance=lambda value: [str(each) for each in value],
     )
@@ -280,6 +311,8 @@ def check(settings: Any) -> None:
     hints = get_type_hints(type(settings), include_extras=True)
     defaults = {field.name: field.default for field in fields(settings)}
     for name, value in vars(settings).items():
+        if isinstance(value, UserError):
+            raise UserError(f"--{name} {value}")
         for bound in getattr(hints[name], "__metadata__", ()):
             if isinstance(bound, Bound) and value is not None and not bound.holds(value):
                 raise UserError(f"{name} is {value}: give {bound.sentence}")
@@ -305,6 +338,10 @@ def user_errors() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, head say, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(error.code) from None

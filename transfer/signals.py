@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 STOPS, SAVE = ("SIGTERM", "SIGHUP", "SIGINT"), "SIGUSR1"
@@ -18,7 +19,7 @@ class Stop(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.name, self.sentence = signal.Signals(number).name, "within the first iteration: nothing is lost"
+        self.name, self.sentence = signal.Signals(number).name, "before the first iteration was over: nothing is lost, and no folder stays"
 
 
 class Signals:
@@ -32,11 +33,13 @@ class Signals:
         stop: the signal that asked for a stop, or None.
         save: whether a checkpoint has been asked for.
         at_once: whether a stop may be raised wherever the program is, because nothing would be lost.
+        leave: what is done before that, if anything.
     """
 
     def __init__(self) -> None:
         self.stop: signal.Signals | None = None
         self.save, self.at_once = False, False
+        self.leave: Callable[[], None] | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Signals:
@@ -57,6 +60,8 @@ class Signals:
             return
         again, self.stop = self.stop is not None, signal.Signals(number)
         if again or self.at_once:
+            if self.leave is not None:
+                self.leave()
             raise Stop(number)
 
     def check(self) -> None:
