@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from transfer import UserError
-from transfer.reading import Unreadable, doubts, find, square
+from transfer.decoding import Unreadable, doubts, square
+from transfer.reading import find
 
 NAMED = 20  # files of a kind that a run names before "and N more"; inspect names all
 
