@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -203,10 +202,3 @@ def grid(images: Tensor, columns: int = 8) -> Image.Image:
     pixels = F.pad(pixels.cpu(), (0, 0, 0, 0, 0, 0, 0, rows * columns - n))
     pixels = pixels.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     return Image.fromarray(pixels.reshape(rows * height, columns * width, channels).numpy())
-
-
-def frames(paths: list[Path]) -> Iterator[Image.Image]:
-    """The grids in paths, opened one at a time."""
-    for path in paths:
-        with Image.open(path) as image:
-            yield image.convert("RGB")

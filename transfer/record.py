@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transfer import Diverged, NoSpace, UserError, checkpoints, state
-from transfer.folder import Folder, hardware, make_sure_of_space
-from transfer.images import Images, frames, grid, to_uint8
+from transfer.folder import Folder, animate, hardware, make_sure_of_space
+from transfer.images import Images, grid, to_uint8
 from transfer.settings import command, complete, description_of, flags, plain, run_of
 from transfer.shared import Source
 from transfer.signals import Signals, Stop
@@ -346,12 +346,6 @@ class Run:
                 f"{folder} was started from another model than {settings.source} (it was"
                 f" {before['source']}): give that with --source"
             )
-
-
-def animate(folder: Path) -> None:
-    """Write a run's grids as samples.webp, four a second."""
-    first, *rest = frames(sorted((folder / "samples").glob("*.png")))
-    first.save(folder / "samples.webp", save_all=True, append_images=rest, duration=250, loop=0, quality=80)
 
 
 def _spread(images: Tensor) -> float:
