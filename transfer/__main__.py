@@ -70,7 +70,7 @@ def draw(
         latents: a .npy or .safetensors file of latents (N, latent), to draw the same ones from several
             models. Where it does not exist yet, this seed's latents are written to it.
         best: the run's checkpoint with the best score, not its newest.
-        device: cuda where there is a GPU, else cpu.
+        device: cuda or mps where there is such a GPU, else cpu.
 
     Raises:
         UserError: when there is nothing to draw from, or nowhere to draw to.

@@ -63,6 +63,8 @@ def decode(data: bytes) -> Image.Image:
         raise Unreadable(f"more than {MOST_PIXELS:,} pixels") from None
     except Image.UnidentifiedImageError:
         raise Unreadable(_other(data)) from None
+    except MemoryError:
+        raise Unreadable("the memory does not hold it: save it with fewer pixels") from None
     except Exception as error:  # a decoder fails in many ways, and no broken file may end a run
         raise Unreadable(str(error) or type(error).__name__) from None
 

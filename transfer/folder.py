@@ -203,6 +203,8 @@ def hardware(device: torch.device) -> str:
     """What the run computes on, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.processor() or platform.machine()}, its GPU"
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # Linux; elsewhere the processor's family must do
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transfer import Diverged, NoSpace, UserError, checkpoints, state
 from transfer.folder import Folder, animate, hardware, make_sure_of_space
 from transfer.images import Images, grid, to_uint8
-from transfer.settings import command, complete, description_of, flags, plain, run_of
+from transfer.settings import command, complete, description_of, flags, limit, plain, run_of
 from transfer.shared import Source
 from transfer.signals import Signals, Stop
 from transfer.weights import Average
@@ -269,7 +269,7 @@ class Run:
         try:
             scores = self._score(self._draw(SCORED))
         except Exception as error:  # what was there when the run began may be gone, and memory may be short
-            reason = str(error).partition("\n")[0] or type(error).__name__
+            reason = limit(error) or str(error).partition("\n")[0] or type(error).__name__
             self.warn(f"not scored, and the training goes on: {reason}", once=True)
             return
         self.files.write_line("scores", self.step, scores.as_dict())

@@ -312,16 +312,38 @@ def user_errors() -> Iterator[None]:
         print(f"stopped by {stop.name} {stop.sentence}")
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-            has = getattr(getattr(sys.modules["__main__"], "Settings", None), "__dataclass_fields__", ())
-            less = "give a smaller batch_size" if "batch_size" in has else "give fewer or smaller images"
-            sentence = f"the memory is used up: {less}"
-        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            name = str(error.filename)
-            sentence = f"{name[:60]}... is a longer name than the system allows: give a shorter one"
-        else:
+        if not (sentence := limit(error)):
             raise
         print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def limit(error: Exception) -> str:
+    """The sentence for an error that comes from the machine's limits; nothing for others."""
+    text, of_torch = str(error), isinstance(error, RuntimeError | TypeError)
+    full = any(
+        words in text for words in ("can't allocate memory", "out of memory")
+    )  # torch, on a CPU and mps
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (of_torch and full):
+        return f"the memory is used up: {_less()}"
+    if of_torch and "MPS" in text and "CUDA" not in text:  # which has an MPS of its own
+        return f"mps cannot do all of this ({text.splitlines()[0]}): give --device cpu"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:60]}... is a longer name than the system allows: give a shorter one"
+    return ""
+
+
+def _less() -> str:
+    """What takes less memory, by what the command that runs can be told."""
+    program = sys.modules["__main__"]
+    command = getattr(program, (sys.argv[1:] or [""])[0], None)  # of a program with several
+    has = getattr(getattr(program, "Settings", command), "__annotations__", {})
+    ways = {
+        "batch_size": "give a smaller --batch-size, or fewer images",
+        "count": "give a smaller --count, or fewer images",
+        "images": "give fewer images",
+    }
+    found = [way for name, way in ways.items() if name in has]
+    return [*found, "end other programs, or take a machine with more"][0]
