@@ -2,8 +2,8 @@
 
 python -m fid GENERATED REAL [REFERENCE]: folders, zips, or statistics in .npz files.
 
-python -m fid --model RUN REAL [REFERENCE]: images drawn from a run, a checkpoint or a .safetensors file. Where
-REAL are the run's images and it set some aside (--hold-out), those are REFERENCE unless another is given.
+python -m fid --model RUN REAL [REFERENCE]: images drawn from a run, a checkpoint or a .safetensors file. Of
+the own images of a run with --hold-out, those that it set aside are REFERENCE unless another is given.
 
 python -m fid IMAGES --save FILE.npz: write the statistics of a set, as pytorch-fid reads them.
 """

@@ -323,9 +323,7 @@ def user_errors() -> Iterator[None]:
 def limit(error: Exception) -> str:
     """The sentence for an error that comes from the machine's limits; nothing for others."""
     text, of_torch = str(error), isinstance(error, RuntimeError | TypeError)
-    full = any(
-        words in text for words in ("can't allocate memory", "out of memory")
-    )  # torch, on a CPU and mps
+    full = "can't allocate memory" in text or "out of memory" in text  # torch's words, on a CPU and on mps
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (of_torch and full):
         return f"the memory is used up: {_less()}"
     if of_torch and "MPS" in text and "CUDA" not in text:  # which has an MPS of its own
