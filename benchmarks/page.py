@@ -17,6 +17,8 @@ KEYS = {
     "scaling": ("images",),
     "start": ("what",),
     "runs": ("script", "hardware"),
+    "time_to": ("script", "images", "seed", "hardware"),
+    "gpu": ("of", "check", "part", "hardware"),
 }
 
 
@@ -105,7 +107,95 @@ def measured() -> str:
         ("images", "iteration, s", "of the first", "drawing a batch, ms"),
         [(f"{x['images']:,}", f"{x['ms'] / 1e3:.2f}", spread(x), f"{x['draw_ms']:.2f}") for x in scaling],
     )
-    return text
+    return text + time_to() + gpu()
+
+
+def beyond(line: dict) -> str:
+    """Where a run ended that did not come to a KID."""
+    return f"beyond {line['readings'][-1]['step']:,}"
+
+
+def time_to() -> str:
+    """Minutes to a KID."""
+    lines = newest("time_to")
+    text = "## Minutes to a KID\n\n`python -m benchmarks.time_to IMAGES HELD_OUT`\n\n" + where(lines)
+    if not lines:
+        return text + "Not measured yet.\n\n"
+    return text + table(
+        ("script", "images", "on", "judge", "KID x 1000", "minutes", "of the processor", "iterations"),
+        [
+            (
+                x["script"], f"{x['images']}, against {x['reference']}", x["hardware"], judge, target,
+                *("" if m is None else f"{m:.1f}" for m in each),
+                next((f"{r['step']:,}" for r in x["readings"] if r[judge] <= float(target)), beyond(x)),
+            )
+            for x in lines for judge, targets in x["minutes"].items() for target, each in targets.items()
+        ],
+    )  # fmt: skip
+
+
+def outcome(line: dict) -> str:
+    """What a check of a GPU came to, in words."""
+    if line["ok"] is None:
+        return f"not looked at: {line['why']}"
+    avoid = f" (`{line['avoid']}` leaves it out)" if "avoid" in line else ""
+    return "right" if line["ok"] else f"wrong: {line.get('why', 'too far apart')}{avoid}"
+
+
+def gpu() -> str:
+    """What is known of GPUs: the cards, what is right on them, how fast they are."""
+    lines = newest("gpu")
+    text = "## On a GPU\n\n`python -m benchmarks.gpu`\n\n"
+    if not lines:
+        return text + (
+            "This has not run on a GPU yet: none has been measured. It takes ten minutes and checks every"
+            " script first.\n\n"
+        )
+    cards, speeds = ([x for x in lines if x["check"] == check and x["ok"]] for check in ("card", "speed"))
+    several = [x for x in lines if x["check"] == "together" and x["ok"]]
+    checks = [x for x in lines if x not in cards + speeds + several]
+    text += where(lines) + table(
+        ("card", "memory, GB", "driver", "CUDA", "cuDNN", "TFLOP/s in float32", "in bf16"),
+        [
+            (
+                x["card"], f"{x['memory_gb']:.0f}", x["driver"], x["cuda"], str(x["cudnn"]),
+                f"{x['float32_tflops']:.0f}", f"{x['bf16_tflops']:.0f}",
+            )
+            for x in cards
+        ],
+    )  # fmt: skip
+    text += table(
+        ("what", "on", "check", "found", "apart", "allowed"),
+        [
+            (
+                x["of"], x["hardware"], " ".join([x["check"].replace("_", " "), x.get("part", "")]).strip(),
+                outcome(x),
+                f"{x['apart']:.0e}" if "apart" in x else "", f"{x['bound']:g}" if "bound" in x else "",
+            )
+            for x in checks
+        ],
+    )  # fmt: skip
+    text += table(
+        (
+            "script", "on", "batch", "textbook, ms", "here without a graph", "here", "times as fast",
+            "share of a bf16 product's rate", "peak, MB", "20,000 iterations, s",
+        ),
+        [
+            (
+                x["of"], x["hardware"], str(x["batch"]),
+                f"{x['textbook_ms']:.2f}" if "textbook_ms" in x else "",
+                f"{x['plain_ms']:.2f}", f"{x['ms']:.2f}",
+                f"{x['textbook_ms'] / x['ms']:.1f}" if "textbook_ms" in x else "",
+                f"{x['share']:.2f}" if "share" in x else "",
+                f"{x['peak_mb']:,.0f}", f"{x['seconds_20000']:.0f}",
+            )
+            for x in speeds
+        ],
+    )  # fmt: skip
+    return text + table(
+        ("runs on one card at once", "on", "iterations a second of all"),
+        [(str(x["runs"]), x["hardware"], f"{x['a_second']:.0f}") for x in several],
+    )
 
 
 def page() -> str:

@@ -36,7 +36,7 @@ def loop(
     images: Images, G: nn.Module, D: nn.Module, rate: float, penalty: float | None, batch: int = 64
 ) -> Callable[[], None]:
     """One iteration of WGAN with clipping or, given a penalty, of WGAN-GP: five critic steps, one of G."""
-    latent = next(G.parameters()).shape[0]
+    latent, device = next(G.parameters()).shape[0], images.pixels.device
     if penalty is None:
         optimizer_D, optimizer_G = (torch.optim.RMSprop(each.parameters(), lr=rate) for each in (D, G))
     else:
@@ -44,7 +44,7 @@ def loop(
         optimizer_D, optimizer_G = (torch.optim.Adam(each.parameters(), **adam) for each in (D, G))
 
     def gradient_penalty(real: Tensor, fake: Tensor) -> Tensor:
-        share = torch.rand(len(real), 1, 1, 1)
+        share = torch.rand(len(real), 1, 1, 1, device=device)
         x = (real + share * (fake - real)).requires_grad_()
         (slope,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
         return ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
@@ -55,7 +55,7 @@ def loop(
         for _ in range(5):
             real = images.batch(batch)
             with torch.no_grad():
-                fake = G(torch.randn(batch, latent).view(batch, latent, 1, 1))
+                fake = G(torch.randn(batch, latent, device=device).view(batch, latent, 1, 1))
             optimizer_D.zero_grad()
             loss = D(fake).mean() - D(real).mean()
             if penalty is not None:
@@ -69,7 +69,7 @@ def loop(
         for parameter in D.parameters():
             parameter.requires_grad_(False)
         optimizer_G.zero_grad()
-        loss = -D(G(torch.randn(batch, latent).view(batch, latent, 1, 1))).mean()
+        loss = -D(G(torch.randn(batch, latent, device=device).view(batch, latent, 1, 1))).mean()
         loss.backward()
         optimizer_G.step()
 

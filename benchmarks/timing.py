@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -56,10 +56,12 @@ def synthetic(n: int, seed: int = 0) -> Images:
     return Images(pixels, tuple(map(str, range(n))), {}, "")
 
 
-def iteration_of(
-    script: ModuleType, settings: Any, images: Images
-) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """The iteration that the script's main trains with, and its networks and optimizers by name."""
+def trained(script: ModuleType, settings: Any, images: Images, steps: Iterable[int]) -> dict[str, Any]:
+    """What a script's main trains, by name, and its last "losses"; it keeps no run.
+
+    Args:
+        steps: the numbers of the iterations, from 1; what a generator of them does comes in between.
+    """
     kept: dict[str, Any] = {}
 
     class Run:
@@ -71,19 +73,30 @@ def iteration_of(
             kept.update(parts)
 
         def steps(self) -> Any:
-            return iter(())
+            return iter(steps)
 
-    def captured(iteration: Callable[[], Any], *_: Any) -> None:
-        kept["iteration"] = iteration
+        def losses(self, **losses: torch.Tensor) -> None:
+            kept["losses"] = losses
 
+        def warn(self, *_: Any) -> None:
+            pass
+
+    with patch.object(script, "Run", Run), patch.object(script.Images, "load", lambda *_: images):
+        script.main(settings)
+    return kept
+
+
+def iteration_of(
+    script: ModuleType, settings: Any, images: Images
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """The iteration that the script's main trains with, and its networks and optimizers by name."""
+    found: list[Callable[[], Any]] = []
     with (
-        patch.object(script, "Run", Run),
-        patch.object(script, "captured", captured),
-        patch.object(script.Images, "load", lambda *_: images),
+        patch.object(script, "captured", lambda iteration, *_: found.append(iteration)),
         redirect_stdout(None),
     ):
-        script.main(settings)
-    return kept.pop("iteration"), kept
+        parts = trained(script, settings, images, ())
+    return found[-1], parts
 
 
 def gradients(network: nn.Module) -> torch.Tensor:
@@ -91,12 +104,12 @@ def gradients(network: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-def keep(benchmark: str, **content: Any) -> None:
+def keep(benchmark: str, device: torch.device | str = "cpu", **content: Any) -> None:
     """Append a line to results.jsonl, from which benchmarks.page writes docs/performance.md."""
     line = {
         "benchmark": benchmark,
         **content,
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(torch.device(device)),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "time": timestamp(),

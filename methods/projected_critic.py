@@ -64,7 +64,7 @@ class Settings:
     width: Count = 64  # channels of the layer next to the image, without a source
     seed: Seed = 0
     device: str | None = None  # cuda or mps where there is such a GPU, else cpu
-    fast: bool = True  # bf16, compiled kernels: what suits the device; else plain float32
+    fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
     log_every: Count = 50
     sample_every: Count = 100
@@ -83,6 +83,7 @@ if __name__ == "__main__":
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ from torch import nn
 
 from fid import load, scorer
 from transfer.augment import Augment
-from transfer.engine import bf16_on, choose_device, tune
+from transfer.engine import bf16_on, captured, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv
 from transfer.plan import table
@@ -101,6 +102,7 @@ from transfer.shared import Source, carry
 from transfer.weights import Average, Clip, check_learning, learning, optimizer
 from wgan_64 import Discriminator, Generator
 
+SHARP = 0.1  # pixels; a blur of less is none
 WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
 
@@ -180,13 +182,19 @@ class Balance(nn.Module):
 
 def blurred(x, sigma):
     """Images x (N, 3, H, W) under a Gaussian blur of sigma pixels."""
-    if sigma < 0.1:
+    if sigma < SHARP:
         return x
     reach = math.ceil(3 * sigma)
     line = torch.exp(-torch.arange(-reach, reach + 1, device=x.device).square() / (2 * sigma**2))
     line = (line / line.sum()).expand(3, 1, 1, -1)
     x = F.conv2d(F.pad(x, (reach, reach, 0, 0), "replicate"), line, groups=3)
     return F.conv2d(F.pad(x, (0, 0, reach, reach), "replicate"), line.mT, groups=3)
+
+
+def step_unless(rests, optimizer):
+    """A step of a fused optimizer, which changes nothing where rests, a tensor (), is true."""
+    optimizer.found_inf = rests.float()  # by which a gradient scaler keeps infinite gradients out
+    optimizer.step()
 
 
 class InFloat32(nn.Module):
@@ -252,9 +260,9 @@ def main(settings: Settings) -> Path | None:
     balance = Balance().to(device)
     average = Average(G, settings.ema_decay)
     optimizer_D = optimizer("rmsprop", D, settings.critic_learning_rate)
+    moments = {"betas": (0.0, 0.99), "capturable": device.type == "cuda"}
     optimizer_G, optimizer_heads = (
-        torch.optim.Adam(learning(each), settings.learning_rate, betas=(0.0, 0.99), fused=True)
-        for each in (G, heads)
+        torch.optim.Adam(learning(each), settings.learning_rate, fused=True, **moments) for each in (G, heads)
     )
     parts = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance, "average": average}
     parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "optimizer_heads": optimizer_heads}
@@ -294,14 +302,15 @@ def main(settings: Settings) -> Path | None:
         )
         held = sum(term(a, b) for term, a, b in zip(lecam, on_real, on_fake, strict=True))
         share = hinge.detach() / (2 * len(on_real))
-        if share > settings.rest:  # so that they do not run away from the generator
-            optimizer_heads.zero_grad()
-            (hinge + held).backward()
-            optimizer_heads.step()
+        rests = share <= settings.rest  # so that they do not run away from the generator
+        if device.type == "cpu" and rests:  # elsewhere reading it would cost more than the backward pass
+            return share
+        optimizer_heads.zero_grad()
+        (hinge + held).backward()
+        step_unless(rests, optimizer_heads)
         return share
 
-    def iteration(step):
-        sigma = settings.blur * max(0.0, 1 - step / settings.fade)
+    def iteration(sigma):
         if learning(D):
             for _ in range(settings.critic_steps - 1):
                 with torch.no_grad():
@@ -309,7 +318,7 @@ def main(settings: Settings) -> Path | None:
                 critic_step(real, fake)
         real, fake = shown(sigma)
         seen = fake.detach().requires_grad_()
-        wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros(())
+        wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros((), device=device)
         with torch.no_grad():
             real_maps = maps(real)
         fake_maps = maps(seen)
@@ -322,8 +331,10 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.step()
         return {"heads": share, "wasserstein": wasserstein, "generator": loss.detach()}
 
+    sharp = captured(partial(iteration, 0.0), device, settings.fast)  # one graph has one blur
     for step in run.steps():
-        losses = iteration(step)
+        sigma = settings.blur * max(0.0, 1 - step / settings.fade)
+        losses = sharp() if sigma < SHARP else iteration(sigma)
         average.update(G, step)
         run.losses(**losses)
         if step % settings.log_every == 0 and losses["heads"] < WON:

@@ -44,7 +44,7 @@ def test_every_link_between_pages_leads_somewhere():
 
 def modules():
     """Each python -m of the pages that is the project's own: the module and the flags that it is given."""
-    own = r"python -m ((?:fid|transfer|methods|experiments|benchmarks)\b[^\n`#]*)"
+    own = r"python -m ((?:fid|transfer|methods|experiments|benchmarks|demo)\b[^\n`#]*)"
     lines = [line for page in PAGES for line in re.findall(own, page.read_text())]
     return sorted({(line.split()[0].rstrip(":"), *re.findall(r"--([\w-]+)", line)) for line in lines})
 

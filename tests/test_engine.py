@@ -1,24 +1,31 @@
 """The engine: which device, how networks compute, and what is not computed twice."""
 
+import importlib
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
 from benchmarks.step import COUNTED, LEFT_BY_DEPTH
-from benchmarks.timing import iteration_of
+from benchmarks.timing import iteration_of, trained
+from fid import extractors
 from tests.conftest import LATENT, WIDTH
-from tests.runs import tiny
-from transfer import UserError, engine, shared, state, weights, winograd
+from tests.runs import PRETRAINING, TINY, TRANSFERS, tiny
+from transfer import UserError, compiler, engine, shared, state, weights, winograd
 from transfer.augment import Augment
 from transfer.engine import (
     PAYS_FROM,
@@ -33,6 +40,7 @@ from transfer.engine import (
 )
 from transfer.images import Images
 from transfer.plan import Split
+from transfer.policies import Rescale
 from transfer.weights import learning
 
 LOOPS = ["wgan_64", "wgan_gp_64", "wgan_64_transferlearning"]  # the other transfers have the latter's
@@ -140,6 +148,47 @@ def test_without_a_compiler_it_goes_on_with_torchs_convolutions(monkeypatch, cap
     assert "compiler" in capsys.readouterr().out
 
 
+def test_a_cpu_whose_bf16_lacks_convolutions_goes_on_in_float32(monkeypatch, capsys):
+    def lacking(x, *args, **more):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive\nat line 5")
+        return convolve(x, *args, **more)
+
+    convolve = F.conv2d
+    instructions(monkeypatch, bf16=True)
+    monkeypatch.setattr(F, "conv2d", lacking)
+    (judge,) = tune(wgan_64.Discriminator(WIDTH), iterations=1)
+    assert "lacks convolutions in bfloat16 (could not create a primitive)" in capsys.readouterr().out
+    assert judge(torch.rand(2, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("broken", ["forward", "backward"])
+def test_what_the_compiler_fails_at_costs_a_line_and_not_the_run(monkeypatch, capsys, broken):
+    from torch._dynamo.backends.common import aot_autograd
+
+    def fails(graph, inputs):
+        raise RuntimeError(f"no {broken} for you\nmore")
+
+    def passes(graph, inputs):
+        return graph
+
+    def compilers(graph, inputs):
+        both = (fails, passes) if broken == "forward" else (passes, fails)
+        return aot_autograd(fw_compiler=both[0], bw_compiler=both[1])(graph, inputs)
+
+    compiler._say.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compilers))
+    twice = compiler.compiled(lambda x: (2 * x).tanh())
+    again = compiler.compiled(lambda x: (3 * x).tanh())
+    x = torch.rand(4, requires_grad=True)
+    for _ in range(2):
+        (slope,) = torch.autograd.grad(twice(x).sum(), x)
+        torch.testing.assert_close(slope, 2 * (1 - (2 * x).tanh().square()))
+    again(x).sum().backward()
+    out = capsys.readouterr().out
+    assert f"no {broken} for you" in out and len(out.splitlines()) == 1
+
+
 def critic_gradients(judge, x, y, penalty):
     """The gradients of a critic's weights in a step, with or without gradient penalty."""
     loss = judge(y).mean() - judge(x).mean()
@@ -208,25 +257,56 @@ class StaysOnDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        if isinstance(result, torch.Tensor) and result.device.type == "meta":
-            self.brought += [function for tensor in tensors if tensor.device.type != "meta" and tensor.dim()]
+        given, made = tree_leaves((args, kwargs)), tree_leaves(result)
+        given, made = ([x for x in each if isinstance(x, torch.Tensor)] for each in (given, made))
+        if any(tensor.device.type == "meta" for tensor in given + made):
+            self.brought += [function for tensor in given if tensor.device.type != "meta" and tensor.dim()]
         return result
 
 
+METHODS = [
+    "wgan_64_regularised",
+    "minegan",
+    "mind2mind",
+    "generative_latent_optimization",
+    "projected_critic",
+]
+TERMS = dict.fromkeys(("l2_sp", "distillation", "ewc", "consistency", "lecam"), 0.1)
+OWN = {
+    "methods.wgan_64_regularised": {**TERMS, "adapt": 2},
+    "methods.mind2mind": {"autoencoder": 1, "hidden": 8},
+    "methods.projected_critic": {"stretch": 64, "channels": 8, "fade": 2},
+}
+ITERATIONS = [(name, {"augment": augment}) for name in LOOPS for augment in AUGMENTATIONS]
+ITERATIONS += [(script.removesuffix(".py"), {}) for script in TRANSFERS]
+ITERATIONS += [(f"methods.{name}", OWN.get(f"methods.{name}", {})) for name in METHODS]
+ITERATIONS += [("wgan_64_scale_shift", {"rescale": policy}) for policy in get_args(Rescale)]
+ITERATIONS += [("wgan_gp_64", {"critic_norm": True}), ("methods.projected_critic", {"D": Split(5, 0, 0)})]
+
+
 @pytest.mark.filterwarnings("ignore:for .*no-op")
-@pytest.mark.parametrize("name", LOOPS)
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, augment):
+@pytest.mark.parametrize("name, own", ITERATIONS)
+def test_an_iteration_never_leaves_the_device(monkeypatch, faces, source, tmp_path, name, own):
     """Which is what a graph needs: on the meta device no value can be read and nothing can be moved."""
-    script, settings = tiny(name, faces, source, tmp_path, augment=augment)
+    script = importlib.import_module(name)
+    small = tiny("wgan_64_finetune", faces, source, tmp_path)[1]
+    small = {key: value for key, value in vars(small).items() if key in TINY or key in ("source", "images")}
+    pretraining = {"latent": LATENT, "width": WIDTH} if name in PRETRAINING else {}
+    fields = script.Settings.__dataclass_fields__
+    given = small | pretraining | OWN.get(name, {}) | own | {"device": "meta", "log_every": 1000}
+    settings = script.Settings(**{key: value for key, value in given.items() if key in fields})
     monkeypatch.setattr(weights.Clip, "check", lambda *_: None)
-    monkeypatch.setattr(script, "choose_device", torch.device)  # which refuses meta otherwise
-    settings = replace(settings, device="meta")
-    iteration, _ = iteration_of(script, settings, Images.load(faces, "meta"))
-    with StaysOnDevice() as mode:
-        losses = iteration()
-        iteration()
+    for module in (script, extractors):
+        monkeypatch.setattr(module, "choose_device", torch.device)  # which refuses meta otherwise
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"])
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which meta does not have
+    mode = StaysOnDevice()
+
+    def steps():
+        with mode:
+            yield from (1, 2, 3)
+
+    losses = trained(script, settings, Images.load(faces, "meta"), steps())["losses"]
     assert all(loss.device.type == "meta" for loss in losses.values()) and not mode.brought
 
 
@@ -237,12 +317,121 @@ def test_leaving_the_device_would_be_noticed():
     with StaysOnDevice() as mode:
         torch.tensor([1.0, 2.0, 3.0]).to("meta")
     assert mode.brought
+    with StaysOnDevice() as mode:
+        torch._foreach_copy_([x], [torch.zeros(3)])
+    assert mode.brought
 
 
 def test_elsewhere_than_on_cuda_an_iteration_is_not_captured():
     iteration = object()
     assert captured(iteration, torch.device("cpu")) is iteration
     assert captured(iteration, torch.device("cuda"), fast=False) is iteration
+
+
+class Card:
+    """What captured asks of torch.cuda, without a card."""
+
+    def __init__(self, monkeypatch, broken=""):
+        self.broken, self.replays, self.places, self.stream = broken, 0, [torch.Generator()], "default"
+        for name in ("CUDAGraph", "graph", "Stream", "current_stream", "get_rng_state", "current_device"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "default_generators", self.places)
+        monkeypatch.setattr(engine.torch, "Generator", lambda device: Place(self))
+        self.places[0] = Place(self)
+
+    def current_stream(self, device):
+        return SimpleNamespace(name=self.stream, wait_stream=lambda other: None)
+
+    Stream = current_stream
+
+    def current_device(self):
+        return 0
+
+    @contextmanager
+    def on(self, stream):
+        before, self.stream = self.stream, stream.name
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def get_rng_state(self, device):
+        return self.places[0].state
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=self.replay)
+
+    def replay(self):
+        if self.broken == "replay":
+            self.places[0].state += 1  # which torch moves on first
+            raise RuntimeError("out of memory on launch")
+        self.replays += 1
+
+    @contextmanager
+    def graph(self, graph, stream):
+        place = self.places[0]
+        place.capturing = True
+        if self.broken == "capture":
+            self.stream = "lost"  # as torch leaves it when a capture fails to end
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        yield
+        place.capturing = False
+
+
+class Place:
+    """A generator's state, which can be shared."""
+
+    def __init__(self, card):
+        self.card, self.state, self.capturing = card, 0, False
+
+    def set_state(self, state):
+        self.state = state
+
+    def graphsafe_get_state(self):
+        return self
+
+    def graphsafe_set_state(self, other):
+        self.card.places[0] = other
+
+
+@pytest.mark.parametrize("broken", ["", "capture", "replay", "warm-up"])
+def test_a_graph_that_cannot_be_had_costs_a_line_and_not_the_run(monkeypatch, capsys, broken):
+    card, done = Card(monkeypatch, broken), []
+
+    def iteration():
+        place = card.places[0]
+        place.state += 1
+        done.append(place.state)
+        if broken == "warm-up" and len(done) == 2:
+            raise RuntimeError("no kernel image is available")
+        if place.capturing:  # then nothing is computed
+            place.state -= 1
+            done.pop()
+        return {"loss": len(done)}
+
+    launch = captured(iteration, torch.device("cuda"))
+    losses = [launch()["loss"] for _ in range(8)]
+    out = capsys.readouterr().out
+    assert (out.count("no CUDA graph") == 1) == bool(broken) and len(out.splitlines()) <= 1
+    assert card.stream == "default"
+    if broken:
+        assert card.replays == 0 and losses[-1] == len(done) == (9 if broken == "warm-up" else 8)
+        numbers = done[:1] + done[2:] if broken == "warm-up" else done
+        assert numbers == list(range(1, 9)), "no random number is skipped or drawn twice"
+        assert not card.places[0].capturing
+    else:
+        assert card.replays == 8 - engine.WARM_UP and len(done) == engine.WARM_UP
+
+
+def test_once_a_graph_has_run_its_errors_are_the_runs(monkeypatch):
+    card = Card(monkeypatch)
+    launch = captured(lambda: {}, torch.device("cuda"))
+    for _ in range(engine.WARM_UP + 1):
+        launch()
+    card.broken = "replay"
+    with pytest.raises(RuntimeError, match="on launch"):
+        launch()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

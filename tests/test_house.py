@@ -30,7 +30,7 @@ from transfer.plan import Split, layers_of, table
 from transfer.policies import FINETUNE
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("transfer", "fid", "experiments", "methods", "benchmarks")
+ROOMS = ("transfer", "fid", "experiments", "methods", "benchmarks", "demo")
 LINES = 300  # of code, docstrings, comments and blank lines apart
 
 

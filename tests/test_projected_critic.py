@@ -11,7 +11,7 @@ from PIL import Image
 import fid
 from experiments.resume import equal
 from methods import projected_critic
-from methods.projected_critic import Balance, Head, Spectral, blurred, coarse
+from methods.projected_critic import Balance, Head, Spectral, blurred, coarse, step_unless
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
 from transfer.adapters import Adapter, applied
@@ -128,6 +128,22 @@ def test_heads_that_are_ahead_rest(settings):
         end = newest(projected_critic.main(replace(settings, iterations=1, rest=rest, seed=0)))
         assert bool(end["optimizers"]["optimizer_heads"]["state"]) is learns
         assert torch.equal(end["heads"]["0.last.weight"], start["heads"]["0.last.weight"]) is learns
+
+
+def test_heads_can_rest_without_a_value_being_read():
+    """Which is how they rest on a GPU."""
+    torch.manual_seed(0)
+    both = []
+    for rests in ([False, True, False], [False, False]):
+        x = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.Adam([x], 0.1, betas=(0.0, 0.99), fused=True)
+        slopes = iter((1.0, 3.0))
+        for rest in rests:
+            x.grad = torch.full((3,), 9.0 if rest else next(slopes))
+            step_unless(torch.tensor(rest), optimizer)
+        plain = optimizer.state_dict()["state"][0]
+        both.append([x.detach(), plain["step"], plain["exp_avg"], plain["exp_avg_sq"]])
+    assert all(map(torch.equal, *both)) and (both[0][0] < 1).all()
 
 
 def test_a_score_by_the_network_that_the_critic_saw_through_says_so(settings, monkeypatch, tmp_path, capsys):

@@ -65,6 +65,14 @@ class Adapter:
         return cls(networks, fingerprint(origins), card_of(path, state))
 
     @classmethod
+    def between(cls, source: Source, model: Source) -> Adapter:
+        """What a model's generator has that its source's has not; the tensors are the model's, not copies."""
+        start = _carried(source)["ema"]
+        own = {key: tensor for key, tensor in model.generator.items() if not _same(tensor, start.get(key))}
+        card = {"script": f"{model.script}.py", "settings": model.settings}
+        return cls({"ema": own}, fingerprint(source), {**card, "arguments": {"G": model.arguments}})
+
+    @classmethod
     def read(cls, file: Path) -> Adapter:
         """Read a file that write has written.
 

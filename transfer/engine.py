@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from transfer import UserError, winograd
+from transfer import UserError, compiler, winograd
 from transfer.augment import Augment, mirrored
 from transfer.images import Images
 from transfer.plan import layers_of
@@ -131,10 +132,27 @@ def _few_products(name: str) -> Callable[..., Tensor]:
 
 
 def bf16_on(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bf16."""
+    """Whether the device has instructions for products of bf16, and convolutions that use them."""
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        has = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return has and _convolves(device, torch.bfloat16)
+
+
+def _convolves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device has the scripts' convolutions and their gradients in this precision."""
+    x, kernel = (torch.ones(2, 8, 4, 4, device=device, requires_grad=True) for _ in range(2))
+    try:
+        with torch.autocast(device.type, dtype):
+            y = F.conv2d(x, kernel, stride=2, padding=1)
+            y = F.conv_transpose2d(y, kernel, stride=2, padding=1)
+        torch.autograd.grad(y.float().sum(), (x, kernel))
+    except RuntimeError as error:
+        name = str(dtype).removeprefix("torch.")
+        print(f"{device} lacks convolutions in {name} ({compiler.reason(error)}): going on without, slower")
+        return False
+    return True
 
 
 def _bf16(function: Function, compile_too: bool = True, *, device: str, compiled: bool = False) -> Function:
@@ -145,7 +163,7 @@ def _bf16(function: Function, compile_too: bool = True, *, device: str, compiled
             output = function(*inputs)
         return output.float()
 
-    return torch.compile(fast, dynamic=False) if compiled and compile_too else fast
+    return compiler.compiled(fast) if compiled and compile_too else fast
 
 
 def _compiles() -> bool:
@@ -254,23 +272,56 @@ def captured(iteration: Callable[[], Any], device: torch.device, fast: bool = Tr
     """iteration, on CUDA as one graph that is launched whole: random numbers, every step, the clip.
 
     The first iterations run as they are, while libraries choose their kernels and optimizers make their
-    state. What a graph returns is the same tensors every time, with new values. Elsewhere, iteration itself.
+    state. What a graph returns is the same tensors every time, with new values. Where no graph can be had,
+    which shows by its first launch, a line says so, and iteration goes on as it is from the same random
+    numbers. Elsewhere than on CUDA, iteration itself.
     """
     if device.type != "cuda" or not fast:
         return iteration
-    stream, graph, results = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), []
+    launches, unproven = _launches(iteration, device), WARM_UP + 1
 
     def launch() -> Any:
-        if len(results) < WARM_UP:
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                results.append(iteration())
-            torch.cuda.current_stream(device).wait_stream(stream)
-            return results[-1]
-        if len(results) == WARM_UP:
-            with torch.cuda.graph(graph):
-                results.append(iteration())
-        graph.replay()
-        return results[-1]
+        nonlocal launches, unproven
+        if not unproven:
+            return next(launches)
+        unproven -= 1
+        before = torch.cuda.get_rng_state(device)
+        try:
+            # A capture that fails does not leave its stream.
+            with torch.cuda.stream(torch.cuda.current_stream(device)):
+                return next(launches)
+        except Exception as error:  # torch, the driver and the card fail in many ways
+            print(f"no CUDA graph ({compiler.reason(error)}): going on without, which is slower")
+        launches, unproven = iter(iteration, launches), 0  # without end: no iteration returns launches
+        _restart_random_numbers(device, before)
+        return next(launches)
 
     return launch
+
+
+def _launches(iteration: Callable[[], Any], device: torch.device) -> Iterator[Any]:
+    """What iteration returns, of each launch: WARM_UP as it is, then of its graph."""
+    stream = torch.cuda.Stream(device)
+    for _ in range(WARM_UP):
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            results = iteration()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        yield results
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = iteration()
+    while True:
+        graph.replay()
+        yield results
+
+
+def _restart_random_numbers(device: torch.device, state: Tensor) -> None:
+    """Give the device's generator this state, in a place of its own.
+
+    A capture that fails leaves the old place in the mode of captures, in which nothing else can draw.
+    """
+    fresh = torch.Generator(device)
+    fresh.set_state(state)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import time
@@ -23,6 +24,8 @@ from transfer import NoSpace, UserError, checkpoints
 from transfer.checkpoints import Checkpoints
 from transfer.decoding import Unreadable, decode
 from transfer.settings import command, description_of
+
+OWNER = r"process (\d+) on (\S+) since"  # what .owner begins with
 
 
 class Folder:
@@ -175,6 +178,21 @@ def animate(run: Path) -> None:
         options = {"save_all": True, "append_images": pictures[1:], "duration": 250, "loop": 0}
         pictures[0].save(data, "WEBP", quality=80, **options)
         checkpoints.write(run / "samples.webp", lambda handle: handle.write(data.getvalue()))
+
+
+def holder(run: Path) -> int | None:
+    """The process of this machine that works on a run's folder; None when none does."""
+    try:
+        text = (run / ".owner").read_text(encoding="utf-8")
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:  # which is an OSError
+        told = re.match(OWNER, text)
+        return int(told[1]) if told and told[2] == socket.gethostname() else None
+    except (OSError, ValueError):
+        return None
+    lock.release()
+    return None
 
 
 def make_sure_of_space(out: Path, need: int) -> None:

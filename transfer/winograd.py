@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transfer.compiler import compiled
+
 POINTS = {4: (0, 1, -1, 2), 2: (0, 1)}  # by tile: where polynomials are evaluated, beside infinity
 FEWEST_TILES = 32  # below, small ones do: a kernel at 25 points would be more work than its products
 FEWEST_CHANNELS = 32  # channels below which adding costs more than the products that it saves
@@ -129,9 +131,7 @@ def kernel_out(U: Tensor, m: int) -> Tensor:
     return torch.stack(_combine(Gt[m], U.unbind()), 3).view(K, 4, 4, C // 4)
 
 
-@cache
-def _compiled(there: Map) -> Map:
-    return torch.compile(there, dynamic=False)
+_compiled = cache(compiled)
 
 
 BATCH = {wide_in: 0, wide_out: 1, narrow_in: 0, narrow_out: 1}  # the axis whose length is not compiled in
