@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from transfer import UserError
-from transfer.reading import Box, Unreadable, decode, doubts, find, square
+from transfer.decoding import Box, Unreadable, decode, doubts, square
+from transfer.reading import find
 from transfer.settings import Augmentation, registry, user_errors
 
 FACE = (15, 40, 163, 188)  # in CelebA's aligned images of 178 x 218 pixels
@@ -256,10 +257,8 @@ def preview(
 # Clearing: whatever is not known to be the project's stays.
 
 ROOT = Path(__file__).resolve().parent
-RUNS, GENERATED = (
-    ("source_domain", "target_domain"),
-    "generated_image",
-)  # all that is ever cleared, below ROOT
+RUNS = ("source_domain", "target_domain")  # below ROOT, and with the next all that is ever cleared
+GENERATED = "generated_image"
 SETTINGS, MARKER = "settings.json", ".generated"  # the proof that a run, or the images beside it, are ours
 RUN = (
     r"settings\.json|(log|scores)\.jsonl|reals\.png|samples\.webp|\.lock|\.owner"

@@ -42,7 +42,7 @@ class Settings:
     latent: Count = 100  # numbers a latent z
     width: Count = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
     seed: Seed = 0
-    device: str | None = None  # cuda where there is a GPU, else cpu
+    device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("source_domain")  # where the run's folder is made
     log_every: Count = 50

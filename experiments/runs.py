@@ -27,9 +27,10 @@ from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.drawing import script as module
 from transfer.engine import choose_device
+from transfer.folder import lines as kept_lines
 from transfer.folder import versions
 from transfer.images import Images
-from transfer.settings import LATEST, Extractor, complete, plain, unsaid
+from transfer.settings import LATEST, Extractor, complete, description_of, plain, unsaid
 from transfer.shared import Source
 
 ROOT = Path(__file__).parents[1]
@@ -256,9 +257,13 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     if any(Checkpoints(folder).found() for folder in out.glob("0*")):
         settings = replace(settings, resume=Path(LATEST))
     folder = module(row.script).main(settings)
-    description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    log = [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    log = [each for each in log if "warning" not in each]
+    description = description_of(folder)
+    log = [each for each in kept_lines(folder, "log") if "warning" not in each]
+    scores = kept_lines(folder, "scores")
+    if not log or not scores or not description:
+        raise UserError(
+            f"{folder} lacks its settings, its log or its scores: remove it, and it is made again"
+        )
     line = {
         "table": "run",
         "run": name,
@@ -268,9 +273,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "settings": described(settings),
         "seen": seen(settings),
         "images": {**description["images"], "name": budget.images.name},
-        "scores": [
-            json.loads(text) for text in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-        ],
+        "scores": scores,
         "losses": log[-1],
         "learning": sum(description["learning"].values()),
         "seconds": round(trained(settings, log), 1),
@@ -278,8 +281,11 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "versions": versions(),
         "commit": commit(),
     }
-    picture(folder, PICTURES / f"{name}.webp")
     lines.append(line)
+    try:
+        picture(folder, PICTURES / f"{name}.webp")
+    except UserError as error:
+        print(f"no picture is kept: {error}")
 
 
 def ending(line: dict[str, Any], budget: Budget) -> Path | None:
@@ -288,7 +294,7 @@ def ending(line: dict[str, Any], budget: Budget) -> Path | None:
         found = Checkpoints(folder).found()
         if not found or int(found[0].stem) != line["settings"]["iterations"]:
             continue
-        if json.loads((folder / "settings.json").read_text(encoding="utf-8"))["hardware"] == line["hardware"]:
+        if description_of(folder).get("hardware") == line["hardware"]:
             return folder
     return None
 
@@ -299,22 +305,23 @@ def _score(line: dict[str, Any], judge: str, budget: Budget) -> None:
     if folder is None:
         return
     device, seed = choose_device(budget.device), line["settings"]["seed"]
-    images, source = Images.load(budget.images, device), Source.read(folder)
+    images = Images.load(budget.images, device).hold_out(told(line).get("hold_out", 0.0), seed)
+    source = Source.read(folder)
     if images.fingerprint != line["images"]["fingerprint"]:
         raise UserError(f"{budget.images} holds other images than {folder} was trained on: give those")
     scores = fid.score(
         draw(source, record.SCORED, seed, device),
         images,
-        budget.reference,
+        budget.reference if images.held_out is None else images.held_out,
         extractor=fid.load(judge, device=str(device)),
         size=images.pixels.shape[-1],
         seed=seed,
         seen=tuple(seen_by(line)),
     )
-    told = {"step": int(source.path.stem), **scores.as_dict()}
+    found = {"step": int(source.path.stem), **scores.as_dict()}
     of = {key: line[key] for key in ("run", "hardware")}
-    lines.append({"table": "judged", **of, "scores": told, "versions": versions(), "commit": commit()})
-    print(f"{told['step']}: {scores}")
+    lines.append({"table": "judged", **of, "scores": found, "versions": versions(), "commit": commit()})
+    print(f"{found['step']}: {scores}")
 
 
 def trained(settings: Any, log: Sequence[dict[str, Any]]) -> float:

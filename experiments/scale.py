@@ -9,7 +9,6 @@ learnt them by heart. Each row is one line of experiments/results.jsonl and is s
 python -m experiments report writes docs/results.md from the lines.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ def rows(settings: Settings) -> dict[str, Callable]:
 def title(run: Path) -> str:
     """A run's script, split, iterations and source, in words."""
     step = int(Checkpoints(run).found()[0].stem)
-    source = Path(json.loads((run / "settings.json").read_text(encoding="utf-8"))["settings"]["source"])
+    source = Path(Source.read(run).settings["source"])
     return f"{run.name.partition('-')[2]} after {step:,} iterations from {version(source)}"
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tyro.conf import Positional
 
 from transfer import UserError
+from transfer.folder import grids
 from transfer.settings import command_line, user_errors
 
 TILE = 64  # pixels, of one image in a grid
@@ -32,12 +33,13 @@ def main(settings: Settings) -> None:
     Raises:
         UserError: when the run has no grid of one of the iterations.
     """
-    grids = {int(path.stem): path for path in (settings.run / "samples").glob("[0-9]*.png")}
-    rows = []
-    for step in settings.steps or sorted(grids):
-        if step not in grids:
-            raise UserError(f"{settings.run} has no grid of iteration {step}: it has {sorted(grids)}")
-        grid = np.asarray(Image.open(grids[step]))
+    found, rows = grids(settings.run), []
+    if not found:
+        raise UserError(f"{settings.run} has no grid in samples: give another run")
+    for step in settings.steps or found:
+        if step not in found:
+            raise UserError(f"{settings.run} has no grid of iteration {step}: it has {[*found]}")
+        grid = np.asarray(found[step])
         tiles = (
             grid.reshape(grid.shape[0] // TILE, TILE, -1, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
         )

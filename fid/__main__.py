@@ -2,7 +2,8 @@
 
 python -m fid GENERATED REAL [REFERENCE]: folders, zips, or statistics in .npz files.
 
-python -m fid --model RUN REAL [REFERENCE]: images drawn from a run, a checkpoint or a .safetensors file.
+python -m fid --model RUN REAL [REFERENCE]: images drawn from a run, a checkpoint or a .safetensors file. Of
+the own images of a run with --hold-out, those that it set aside are REFERENCE unless another is given.
 
 python -m fid IMAGES --save FILE.npz: write the statistics of a set, as pytorch-fid reads them.
 """
@@ -11,14 +12,19 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
 from transfer import UserError
 from transfer.settings import ROOT, Bound, Extractor, Seed, Whole, check, command_line, user_errors
+
+if TYPE_CHECKING:
+    from fid.sets import Given
+    from transfer.shared import Source
 
 GENERATED = ROOT / "generated_image"
 DRAWN = 1000  # images, unless count says otherwise
@@ -46,7 +52,7 @@ class Settings:
     json: bool = False  # print one line of JSON instead of a table
     nearest: Path | None = Path("nearest_pairs.png")  # to write: the closest pairs, and a .csv of all
     save: Path | None = None  # a .npz to write: the statistics of IMAGES
-    device: str | None = None  # cuda where there is a GPU, else cpu
+    device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     cache: Path | None = (
         None  # where features of real images are kept: $FID_CACHE, or the user's cache folder
     )
@@ -73,6 +79,7 @@ def main(settings: Settings) -> None:
     if settings.model is not None:
         source, size = Source.read(settings.model, settings.best), size or SIDE
         seen = (source.settings.get("features"),)  # what the critic saw through, where it did
+        sets = _apart(source, sets, size)
         drawn = drawing.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
         sets = (drawn, *sets)
         if settings.keep:
@@ -82,6 +89,29 @@ def main(settings: Settings) -> None:
     for name, reason in scores.left_out.items():
         print(f"left out: {name!r} ({reason})", file=sys.stderr)
     print(json.dumps(scores.as_dict()) if settings.json else scores.table())
+
+
+def _apart(source: Source, sets: tuple[Path, ...], size: int) -> tuple[Given, ...]:
+    """REAL, and REFERENCE where there is one; of the run's own images those that it set aside are REFERENCE.
+
+    Raises:
+        UserError: when the images are to be of another size than the run's.
+    """
+    from fid.statistics import is_statistics
+    from transfer.images import Images
+
+    share = source.settings.get("hold_out")
+    if not share or is_statistics(sets[0]):
+        return sets
+    with redirect_stdout(sys.stderr):
+        images = Images.load(sets[0])
+    if images.fingerprint != source.images:
+        print(f"{sets[0]} holds other images than the run had, so none is set aside", file=sys.stderr)
+        return sets
+    if size != SIDE:
+        raise UserError(f"what the run set aside is known at {SIDE} x {SIDE} pixels only: leave --size out")
+    images = images.hold_out(share, source.settings["seed"])
+    return images, *(sets[1:] or (images.held_out,))
 
 
 def _sets(settings: Settings) -> tuple[Path, ...]:

@@ -285,7 +285,7 @@ def scorer(settings: Any, images: Images, seen: tuple[str, ...] = ()) -> Callabl
     """
     if not settings.score_every:
         if images.held_out is not None:
-            print(f"{len(images.held_out)} images are set aside and never scored: give --score-every 250, say")
+            print(f"{len(images.held_out)} images are set aside, and --score-every 0 never scores them")
         return None
     if getattr(settings, "source", None) is not None:
         seen += tuple(filter(None, [Source.read(settings.source).settings.get("features")]))

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from transfer import UserError
+from transfer.decoding import Unreadable, square
 from transfer.images import Images, to_uint8
-from transfer.reading import Unreadable, find, square
+from transfer.reading import find
 
 Given = Path | str | Images | Tensor  # what a set of images can be given as
 
@@ -26,7 +27,7 @@ class Set:
     Attributes:
         title: what messages call the set.
         names: the names of its files, or numbers.
-        pixels: index -> (3, H, W), uint8; raises transfer.reading.Unreadable.
+        pixels: index -> (3, H, W), uint8; raises transfer.decoding.Unreadable.
         digest: () -> a hash of everything that pixels can return.
     """
 

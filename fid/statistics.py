@@ -19,7 +19,7 @@ from fid.extractors import Extractor
 from fid.metrics import Gaussian
 from fid.sets import Set
 from transfer import UserError
-from transfer.reading import Unreadable
+from transfer.decoding import Unreadable
 
 VERSION = 2  # of what is cached: 2 since colour profiles and all bits are read
 MOST_BYTES = 2_000_000_000  # statistics that would unpack to more are refused

@@ -55,7 +55,7 @@ class Settings:
     adapt: Whole = 0  # images set aside to see overfitting by, which then decides how often to augment
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     seed: Seed = 0
-    device: str | None = None  # cuda where there is a GPU, else cpu
+    device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
     out: Path = Path("target_domain")  # where the run's folder is made
     log_every: Count = 50

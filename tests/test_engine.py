@@ -4,6 +4,7 @@ import importlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -24,7 +25,7 @@ from benchmarks.timing import iteration_of, trained
 from fid import extractors
 from tests.conftest import LATENT, WIDTH
 from tests.runs import PRETRAINING, TINY, TRANSFERS, tiny
-from transfer import UserError, compiler, engine, shared, weights, winograd
+from transfer import UserError, compiler, engine, shared, state, weights, winograd
 from transfer.augment import Augment
 from transfer.engine import (
     PAYS_FROM,
@@ -49,6 +50,43 @@ AUGMENTATIONS = ["none", "flip", "slight", "strong", "diffaugment"]
 def test_the_device_is_found_without_being_told():
     assert choose_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_mps_is_taken_where_it_works_and_there_is_no_cuda(works, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    zeros = torch.zeros
+
+    def stand_in(*size, device="cpu"):
+        if works or device == torch.device("cpu"):
+            return zeros(*size)
+        raise RuntimeError("MPS backend is supported on MacOS 14.0+")
+
+    monkeypatch.setattr(torch, "zeros", stand_in)
+    assert choose_device() == torch.device("mps" if works else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device() == torch.device("cuda")
+
+
+def test_the_random_state_of_the_device_is_kept(monkeypatch):
+    """A stand-in for a GPU, which has its own."""
+    own = {"state": torch.arange(3)}
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: own["state"])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: own.update(state=state))
+    mps, cpu = torch.device("mps"), torch.device("cpu")
+    kept = state.of({}, mps)
+    assert kept["random"].keys() == {"cpu", "mps"} and state.of({}, cpu)["random"].keys() == {"cpu"}
+    own["state"] = None
+    state.load({}, kept, Path("x"), mps)
+    assert torch.equal(own["state"], torch.arange(3))
+
+
+def test_another_kind_of_device_is_said(monkeypatch, capsys):
+    here, there = ({"random": {"cpu": torch.get_rng_state(), **more}} for more in ({}, {"mps": 1}))
+    for found, device in ((here, "cpu"), (here, "mps"), (there, "cpu"), (there, "cuda")):
+        state.load({}, found, Path("x"), torch.device(device))
+        assert ("another kind of device" in capsys.readouterr().out) == ((found, device) != (here, "cpu"))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "privateuseone"])

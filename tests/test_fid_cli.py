@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 import fid.__main__ as cli
 from fid import extractors
 from tests.conftest import pretrained
+from tests.runs import tiny as tiny_run
 from tests.stand_ins import images, tiny, write
 from transfer import UserError, shared
+from transfer.__main__ import share
 from transfer.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +106,29 @@ def test_the_best_checkpoint_of_a_run_is_scored(folders, tmp_path, capsys):
         run(folders[1], model=model, best=best, count=4, json=True, nearest=None)
         found.append(json.loads(capsys.readouterr().out)["fid"])
     assert found[0] != found[1] == found[2]
+
+
+def test_what_a_run_set_aside_is_told_from_what_it_trained_on(folders, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(extractors, "load", lambda *_: tiny(name="tiny-12-bilinear-8"))
+    own, (other, another) = write(tmp_path / "own", images(12)), folders
+    (own / "notes.txt").write_text("no image")
+    script, settings = tiny_run("wgan_64_finetune", own, source, tmp_path / "out", iterations=1)
+    held = script.main(replace(settings, hold_out=0.25))
+    share(held, tmp_path / "held.safetensors")
+
+    def scored(*paths, model=held):
+        capsys.readouterr()
+        run(*paths, model=model, count=4, json=True, nearest=None)
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        return found["n_real"], (found["heldout"] or {}).get("n_real"), "other images than the run had" in err
+
+    assert scored(own) == scored(own, model=tmp_path / "held.safetensors") == (9, 3, False)
+    assert scored(own, other) == (9, 9, False), "the reference that is given counts"
+    assert scored(another) == (7, None, True)
+    assert scored(own, model=script.main(settings)) == (12, None, False)
+    with pytest.raises(UserError, match="known at 64 x 64 pixels only: leave --size out"):
+        run(own, model=held, count=4, size=32)
 
 
 def test_the_card_of_a_model_says_what_its_critic_saw_through(folders, tmp_path, monkeypatch, capsys):

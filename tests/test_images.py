@@ -15,8 +15,9 @@ from tests.corpus import UNREADABLE, broken_corpus
 from tests.runs import ROOT
 from transfer import UserError
 from transfer.augment import Augment, diff_augment, jitter, mirror, rotate_and_crop
+from transfer.decoding import Unreadable, square
 from transfer.images import NAMED, Images, grid, to_float, to_uint8
-from transfer.reading import Unreadable, find, square
+from transfer.reading import find
 
 
 def test_sub_folders_are_labels(faces, tmp_path):

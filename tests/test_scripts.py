@@ -21,9 +21,9 @@ from tests.runs import NAMES, REGULARISED, ROOT, TRANSFERS, tiny
 from transfer import UserError, checkpoints, record, shared
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
+from transfer.folder import animate
 from transfer.images import Images
 from transfer.plan import Split, plan
-from transfer.record import animate
 from transfer.shared import Source
 
 

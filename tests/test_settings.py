@@ -12,6 +12,9 @@ from typing import Annotated, get_args, get_type_hints
 import pytest
 import torch
 
+import fid.__main__ as fid
+import operating_file
+import transfer.__main__
 import wgan_64
 from tests.conftest import as_source
 from tests.runs import NAMES, ROOT, tiny
@@ -105,9 +108,39 @@ def test_a_name_that_is_too_long_is_one_sentence(tmp_path, capsys):
 
 
 def test_less_memory_is_had_by_what_the_program_has(monkeypatch, capsys):
-    for settings, less in ((wgan_64.Settings, "smaller batch_size"), (None, "fewer or smaller images")):
-        monkeypatch.setattr(sys.modules["__main__"], "Settings", settings, raising=False)
-        assert less in ended(capsys, MemoryError())
+    main = sys.modules["__main__"]
+    torch_says = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9"
+    )
+    for settings, less in ((wgan_64.Settings, "smaller --batch-size"), (fid.Settings, "smaller --count")):
+        monkeypatch.setattr(main, "Settings", settings, raising=False)
+        for error in (
+            MemoryError(),
+            torch_says,
+            RuntimeError("MPS backend out of memory (MPS allocated: 9)"),
+        ):
+            assert f"the memory is used up: give a {less}, or fewer images\n" in ended(capsys, error)
+    monkeypatch.delattr(main, "Settings")
+    ways = {"draw": "give a smaller --count", "preview": "give fewer images", "share": "end other programs"}
+    for command, less in ways.items():
+        module = operating_file if command == "preview" else transfer.__main__
+        monkeypatch.setattr(main, command, getattr(module, command), raising=False)
+        monkeypatch.setattr(sys, "argv", ["python -m transfer", command])
+        assert f"the memory is used up: {less}" in ended(capsys, MemoryError())
+
+
+def test_what_mps_cannot_do_is_one_sentence(capsys):
+    for error in (
+        NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.\nMore."),
+        TypeError(
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+        ),
+    ):
+        said = ended(capsys, error)
+        assert "mps cannot do all of this (" in said and said.endswith("): give --device cpu\n")
+    for other in (RuntimeError("CUDA error: MPS client failed"), TypeError("a fault of the program's")):
+        with pytest.raises(type(other)), user_errors():
+            raise other
 
 
 def test_a_plan_is_for_as_many_layers_as_the_scripts_own():

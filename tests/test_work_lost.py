@@ -102,7 +102,7 @@ def test_a_score_that_fails_is_one_warning_and_the_training_goes_on(
 
     monkeypatch.setattr(Run, "_draw", then)
     run = script.main(settings)
-    reason = str(error).partition("\n")[0] or "MemoryError"
+    reason = str(error).partition("\n")[0] or "the memory is used up: "
     assert capsys.readouterr().out.count(f"not scored, and the training goes on: {reason}") == 1
     assert steps(run) == [3] == best(run)
     assert equal(Checkpoints(unscored).newest()[1], Checkpoints(run).newest()[1])

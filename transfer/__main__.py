@@ -7,6 +7,7 @@
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
     python -m transfer import netG.pth netD.pth --to mine.safetensors
     python -m transfer export mine.safetensors generator.onnx
+    python -m transfer board target_domain
 
 draw writes images as PNG files to a folder, as one grid, or as an animation that walks from latent to latent.
 share writes one safetensors file, with a card and a grid: G and its moving average in half precision and D in
@@ -14,7 +15,7 @@ full (a rounded 0.01 would be over the clip). The card, beside it as .md, has th
 read, and says what the run's folder knows: settings, iterations, hardware, time, the images' name and count.
 adapter writes only the tensors that the source has not, and apply adds those of one or more runs to the
 source again. import reads networks as PyTorch's DCGAN example saves them; export writes the generator as
-ONNX. None of them overwrites a file.
+ONNX. None of them overwrites a file. board shows the curves and grids of runs side by side, in TensorBoard.
 """
 
 import io
@@ -30,7 +31,7 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from transfer import UserError, checkpoints, dcgan, drawing, shared
+from transfer import UserError, board, checkpoints, dcgan, drawing, shared
 from transfer.adapters import Adapter, applied
 from transfer.card import card_of, page, without_paths
 from transfer.engine import choose_device
@@ -70,7 +71,7 @@ def draw(
         latents: a .npy or .safetensors file of latents (N, latent), to draw the same ones from several
             models. Where it does not exist yet, this seed's latents are written to it.
         best: the run's checkpoint with the best score, not its newest.
-        device: cuda where there is a GPU, else cpu.
+        device: cuda or mps where there is such a GPU, else cpu.
 
     Raises:
         UserError: when there is nothing to draw from, or nowhere to draw to.
@@ -279,6 +280,24 @@ def export(model: Positional[Path], file: Positional[Path], best: bool = False) 
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB) is written; {compared}")
 
 
+def show(runs: Positional[Path], to: Path | None = None, port: int = 6006) -> None:
+    """Show runs in TensorBoard, and what they add while they train, until Ctrl-C.
+
+    Args:
+        runs: a run's folder, or one with runs in it.
+        to: a new folder to write the event files to, in the place of showing them.
+        port: where TensorBoard's page is, on this machine alone.
+
+    Raises:
+        UserError: when tensorboard is not installed, or there is no run.
+    """
+    if to is None:
+        return board.show(runs, port)
+    if to.exists():
+        raise UserError(f"{to} is there already, and stays: give another name, or remove it first")
+    print(f"{len(board.write(runs, to))} runs are in {to}: tensorboard --logdir {to}")
+
+
 def _check_name(file: Path | None, *endings: str) -> None:
     """Refuse a file to be written whose name ends otherwise, or that is there already."""
     endings = endings or (".safetensors",)
@@ -292,7 +311,7 @@ if __name__ == "__main__":
     sys.argv[0] = "python -m transfer"
     with user_errors():
         commands = {"draw": draw, "share": share, "adapter": adapter, "apply": apply}
-        commands |= {"import": import_, "export": export}
+        commands |= {"import": import_, "export": export, "board": show}
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, prog="python -m transfer", registry=registry()
         )

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from transfer.folder import lines
 from transfer.settings import description_of
 
 NOT_TOLD = ("out", "resume", "dry_run")  # settings that say nothing of a model
@@ -45,11 +46,9 @@ def seconds(run: Path, step: int, settings: dict[str, Any]) -> float | None:
     """How long a run computed for its first `step` iterations (repeated ones count once); None: unknown."""
     rates = {}
     with suppress(OSError):
-        for text in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # the last line may have been cut off
-                line = json.loads(text)
-                if line["step"] <= step:
-                    rates[line["step"]] = float(line["images_per_second"])
+        for line in lines(run, "log"):
+            if line["step"] <= step and line.get("images_per_second", 0) > 0:
+                rates[line["step"]] = line["images_per_second"]
     if not rates or "batch_size" not in settings:
         return None
     images, total, before = settings["batch_size"] * settings.get("critic_steps", 1), 0.0, 0
@@ -79,12 +78,12 @@ def page(name: str, card: dict[str, Any]) -> str:
         "tags": ["gan", "dcgan" if "imported" in card else "wgan", *(["transfer-learning"] if base else [])],
     }
     # JSON is YAML, and quotes what a name may hold.
-    lines = [f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None]
+    head = [f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None]
     table = "".join(f"| {key} | {_cell(value)} |\n" for key, value in _rows(card).items())
     made = f"\n## How it was made\n\n| | |\n|---|---|\n{table}" if table else ""
     stem = name.removesuffix(".safetensors")
     return (
-        "---\n" + "\n".join(lines) + f"\n---\n\n# {stem}\n\n{_opening(card)}\n\n"
+        "---\n" + "\n".join(head) + f"\n---\n\n# {stem}\n\n{_opening(card)}\n\n"
         f"![64 images of the averaged generator]({stem}.png)\n\n"
         "## Draw from it\n\nIn the folder of the project that it was made with:\n\n"
         "```python\n"

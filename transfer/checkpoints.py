@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -94,9 +95,14 @@ def _why(path: Path, error: Exception) -> str:
 
 def mend(error: Exception) -> str:
     """What to do about something that could not be written."""
+    number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError):
         return "put back its folder, which was removed or renamed meanwhile,"
-    return "look after its permissions" if isinstance(error, PermissionError) else "make room"
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        return "move away what is in its place"
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        return "look after its permissions"
+    return "look after the disk" if number == errno.EIO else "make room"
 
 
 def sha256(path: Path) -> str:

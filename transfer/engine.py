@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,13 +27,18 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device called name; without a name CUDA where there is a GPU, else the CPU.
+    """The device called name; without a name CUDA or Apple's MPS where there is such a GPU, else the CPU.
 
     Raises:
         UserError: when torch does not know the name or cannot use the device.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        with suppress(UserError):  # it may be there and not work, as in virtual machines
+            if torch.backends.mps.is_available():
+                return choose_device("mps")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # which "meta" cannot do: it holds no numbers

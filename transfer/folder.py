@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from PIL import Image
 
 from transfer import NoSpace, UserError, checkpoints
 from transfer.checkpoints import Checkpoints
+from transfer.decoding import Unreadable, decode
 from transfer.settings import command, description_of
 
 OWNER = r"process (\d+) on (\S+) since"  # what .owner begins with
@@ -114,12 +116,8 @@ class Folder:
             ) from None
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of NAME.jsonl; the last may have been cut off."""
-        path, found = self.path / f"{name}.jsonl", []
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(text))
-        return found
+        """The whole lines of NAME.jsonl."""
+        return lines(self.path, name)
 
     def forget_after(self, step: int) -> None:
         """Take from the logs what came after a checkpoint that the run goes back to: it comes again."""
@@ -135,14 +133,56 @@ class Folder:
         return f"go on with {self.go_on}" if self.checkpoints.found() else "start again"
 
     def write_picture(self, picture: Image.Image, name: str) -> None:
-        """Write a picture under this name."""
+        """Write a picture under this name; its folder is made again where it was tidied away."""
+        file, data = self.path / name, io.BytesIO()
         try:
-            picture.save(self.path / name)
+            picture.save(data, "PNG")
+            file.parent.mkdir(exist_ok=True)
+            checkpoints.write(file, lambda handle: handle.write(data.getvalue()))
         except OSError as error:
             raise NoSpace(
-                f"{self.path / name} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
-                f"{self._then()}"
+                f"{file} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and {self._then()}"
             ) from None
+        except NoSpace as error:
+            raise NoSpace(f"{error}; {self._then()}") from None
+
+
+def lines(run: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a run's NAME.jsonl that tell of a step; one may have been cut off, as by a kill."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in (run / f"{name}.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    found.append(line)
+    return found
+
+
+def grids(run: Path) -> dict[int, Image.Image]:
+    """A run's grids of samples, by their step, the first first.
+
+    Pictures that the run did not write, broken ones and those of another size than the newest are left out.
+    """
+    found = {}
+    for path in (run / "samples").glob("*.png"):
+        if path.stem.isdecimal():
+            with contextlib.suppress(OSError, Unreadable):
+                found[int(path.stem)] = decode(path.read_bytes())
+    return {step: found[step] for step in sorted(found) if found[step].size == found[max(found)].size}
+
+
+def animate(run: Path) -> None:
+    """Write a run's grids as samples.webp, four a second; nothing where there is none.
+
+    Raises:
+        NoSpace: when it cannot be written.
+    """
+    pictures, data = [*grids(run).values()], io.BytesIO()
+    if pictures:
+        options = {"save_all": True, "append_images": pictures[1:], "duration": 250, "loop": 0}
+        pictures[0].save(data, "WEBP", quality=80, **options)
+        checkpoints.write(run / "samples.webp", lambda handle: handle.write(data.getvalue()))
 
 
 def holder(run: Path) -> int | None:
@@ -186,6 +226,8 @@ def hardware(device: torch.device) -> str:
     """What the run computes on, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.processor() or platform.machine()}, its GPU"
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # Linux; elsewhere the processor's family must do
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

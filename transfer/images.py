@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from transfer import UserError
-from transfer.reading import Unreadable, doubts, find, square
+from transfer.decoding import Unreadable, doubts, square
+from transfer.reading import find
 
 NAMED = 20  # files of a kind that a run names before "and N more"; inspect names all
 
@@ -202,10 +202,3 @@ def grid(images: Tensor, columns: int = 8) -> Image.Image:
     pixels = F.pad(pixels.cpu(), (0, 0, 0, 0, 0, 0, 0, rows * columns - n))
     pixels = pixels.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     return Image.fromarray(pixels.reshape(rows * height, columns * width, channels).numpy())
-
-
-def frames(paths: list[Path]) -> Iterator[Image.Image]:
-    """The grids in paths, opened one at a time."""
-    for path in paths:
-        with Image.open(path) as image:
-            yield image.convert("RGB")

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transfer import Diverged, NoSpace, UserError, checkpoints, state
-from transfer.folder import Folder, hardware, make_sure_of_space
-from transfer.images import Images, frames, grid, to_uint8
-from transfer.settings import command, complete, description_of, flags, plain, run_of
+from transfer.folder import Folder, animate, hardware, make_sure_of_space
+from transfer.images import Images, grid, to_uint8
+from transfer.settings import command, complete, description_of, flags, limit, plain, run_of
 from transfer.shared import Source
 from transfer.signals import Signals, Stop
 from transfer.weights import Average
@@ -86,7 +86,10 @@ class Run:
         latent = parts["G"].arguments["latent"]
         self.latents = torch.randn(SCORED, latent, generator=generator).to(self.device)
         self.step, self._losses, self._last, self._warned = 0, {}, "", set()
-        self._worked, self._since = 0.0, (0, 0.0)  # seconds of iterations; the step and those of the last line
+        self._worked, self._since = (
+            0.0,
+            (0, 0.0),
+        )  # seconds of iterations; step and seconds of a line
         source = getattr(settings, "source", None)
         self._source = None if source is None else Source.read(source).fingerprint
         out = Path(settings.out)
@@ -287,7 +290,7 @@ class Run:
         try:
             scores = self._score(self._draw(SCORED))
         except Exception as error:  # what was there when the run began may be gone, and memory may be short
-            reason = str(error).partition("\n")[0] or type(error).__name__
+            reason = limit(error) or str(error).partition("\n")[0] or type(error).__name__
             self.warn(f"not scored, and the training goes on: {reason}", once=True)
             return
         self.files.write_line("scores", self.step, scores.as_dict())
@@ -364,12 +367,6 @@ class Run:
                 f"{folder} was started from another model than {settings.source} (it was"
                 f" {before['source']}): give that with --source"
             )
-
-
-def animate(folder: Path) -> None:
-    """Write a run's grids as samples.webp, four a second."""
-    first, *rest = frames(sorted((folder / "samples").glob("*.png")))
-    first.save(folder / "samples.webp", save_all=True, append_images=rest, duration=250, loop=0, quality=80)
 
 
 def in_words(seconds: float) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -79,9 +79,11 @@ def command_line(settings: type[S], default: S | None = None) -> S:
         description = sys.modules["__main__"].__doc__
         read = partial(tyro.cli, settings, description=description, registry=registry())
         if {"-h", "--help"} & {*sys.argv[1:]}:
-            with redirect_stdout(StringIO()) as told, suppress(SystemExit):
+            told = TextIOWrapper(BytesIO(), sys.stdout.encoding)  # by which tyro chooses its lines
+            with redirect_stdout(told), suppress(SystemExit):
                 read(**defaults)
-            print("\n".join(_with_headings(told.getvalue())))
+            told.seek(0)
+            print("\n".join(_with_headings(told.read())))
             raise SystemExit
         chosen = read(**defaults)
         if getattr(chosen, "resume", None) is not None:
@@ -96,11 +98,11 @@ def _with_headings(text: str) -> Iterator[str]:
     """The lines of tyro's help, with a heading before the first setting of each group."""
     told = set()
     for line in text.splitlines():
-        flag = re.match("│ --([A-Za-z-]+)", line)
+        flag = re.match("[│ ] --([A-Za-z-]+)", line)
         heading = flag and HEADINGS.get(flag[1].replace("-", "_"))
         if heading and heading not in told:
             told.add(heading)
-            yield f"│ {heading}".ljust(len(line) - 1) + "│"
+            yield f"{line[0]} {heading}".ljust(len(line) - 1) + line[-1]
         yield line
 
 
@@ -349,16 +351,36 @@ def user_errors() -> Iterator[None]:
         print(f"stopped by {stop.name} {stop.sentence}")
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-            has = getattr(getattr(sys.modules["__main__"], "Settings", None), "__dataclass_fields__", ())
-            less = "give a smaller batch_size" if "batch_size" in has else "give fewer or smaller images"
-            sentence = f"the memory is used up: {less}"
-        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            name = str(error.filename)
-            sentence = f"{name[:60]}... is a longer name than the system allows: give a shorter one"
-        else:
+        if not (sentence := limit(error)):
             raise
         print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def limit(error: Exception) -> str:
+    """The sentence for an error that comes from the machine's limits; nothing for others."""
+    text, of_torch = str(error), isinstance(error, RuntimeError | TypeError)
+    full = "can't allocate memory" in text or "out of memory" in text  # torch's words, on a CPU and on mps
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (of_torch and full):
+        return f"the memory is used up: {_less()}"
+    if of_torch and "MPS" in text and "CUDA" not in text:  # which has an MPS of its own
+        return f"mps cannot do all of this ({text.splitlines()[0]}): give --device cpu"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:60]}... is a longer name than the system allows: give a shorter one"
+    return ""
+
+
+def _less() -> str:
+    """What takes less memory, by what the command that runs can be told."""
+    program = sys.modules["__main__"]
+    command = getattr(program, (sys.argv[1:] or [""])[0], None)  # of a program with several
+    has = getattr(getattr(program, "Settings", command), "__annotations__", {})
+    ways = {
+        "batch_size": "give a smaller --batch-size, or fewer images",
+        "count": "give a smaller --count, or fewer images",
+        "images": "give fewer images",
+    }
+    found = [way for name, way in ways.items() if name in has]
+    return [*found, "end other programs, or take a machine with more"][0]

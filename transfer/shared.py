@@ -61,6 +61,7 @@ class Source:
         script: the name of the script that trained it.
         settings: that script's settings.
         arguments: what its Generator was made with, apart from policies.
+        images: the fingerprint of the images that it was trained on, where that is told; see images.Images.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Source:
     script: str = "wgan_64"
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    images: str | None = None
 
     @classmethod
     def read(cls, path: Path, best: bool = False) -> Source:
@@ -105,7 +107,10 @@ class Source:
         settings, arguments = ({} if value is None else value for value in said.values())
         arguments = arguments.get("G") or _arguments(path, found["ema"], settings)
         script = Path(found.get("script") or "wgan_64").stem
-        source = cls(path, found["ema"], found.get("D"), found.get("heads"), script, settings, arguments)
+        told = found.get("images")
+        images = found.get("fingerprint", told.get("fingerprint") if isinstance(told, dict) else None)
+        networks = found["ema"], found.get("D"), found.get("heads")
+        source = cls(path, *networks, script, settings, arguments, images)
         try:
             source.latent + source.width, source.policies("G"), source.policies("D")
         except (KeyError, TypeError, UserError) as error:

@@ -19,7 +19,8 @@ class Stop(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.name, self.sentence = signal.Signals(number).name, "before the first iteration was over: nothing is lost, and no folder stays"
+        self.name = signal.Signals(number).name
+        self.sentence = "before the first iteration was over: nothing is lost, and no folder stays"
 
 
 class Signals:

@@ -16,8 +16,8 @@ Parts = dict[str, Any]  # by name: networks and other modules, optimizers, a wei
 def of(parts: Parts, device: torch.device) -> dict[str, Any]:
     """The state of the parts and of the random numbers: tensors, for checkpoints.Checkpoints.save."""
     state: dict[str, Any] = {"random": {"cpu": torch.get_rng_state()}, "optimizers": {}}
-    if device.type == "cuda":
-        state["random"]["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        state["random"][device.type] = getattr(torch, device.type).get_rng_state()
     for name, part in parts.items():
         if isinstance(part, Average):
             state["ema"] = part.network.state_dict()
@@ -48,10 +48,10 @@ def load(parts: Parts, state: dict[str, Any], path: Path, device: torch.device) 
         torch.set_rng_state(state["random"]["cpu"])
     except (KeyError, RuntimeError, ValueError):
         raise UserError(f"{path} does not fit this script's networks: start a new run") from None
-    has_cuda, had_cuda = device.type == "cuda", "cuda" in state["random"]
-    if has_cuda and had_cuda:
-        torch.cuda.set_rng_state(state["random"]["cuda"], device)
-    elif has_cuda or had_cuda:
+    own = None if device.type == "cpu" else state["random"].get(device.type)
+    if own is not None:
+        getattr(torch, device.type).set_rng_state(own)
+    elif device.type != "cpu" or len(state["random"]) > 1:
         print("the run was on another kind of device: it goes on, but not bit for bit")
 
 

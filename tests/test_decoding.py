@@ -1,4 +1,4 @@
-"""Reading: what the numbers of a file are as pixels, whatever their depth, sign and profile."""
+"""Decoding: what the numbers of a file are as pixels, whatever their depth, sign and profile."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 import operating_file
+from transfer.decoding import Unreadable, decode, doubts
 from transfer.images import Images
-from transfer.reading import decode, doubts
 
 RAMP = np.linspace(0, 1, 4096).reshape(64, 64)
 EXPECTED = (RAMP * 255).round()
@@ -39,15 +39,25 @@ def tiff(values: np.ndarray, sample_format: int = 1, photometric: int = 1) -> by
     )
 
 
-def png(values: np.ndarray, kind: int) -> bytes:
-    """Numbers (H, W, C) as a PNG file of 16 bits a channel, which Pillow does not write in colour."""
+def png(values: np.ndarray, kind: int, clear: bytes = b"", bits: int = 16) -> bytes:
+    """Numbers (H, W, C) as a PNG file of so many bits each, where Pillow writes few; clear: its tRNS."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, kind, 0, 0, 0)
+    if bits == 16:
+        packed = [row.astype(">u2").tobytes() for row in values]
+    else:
+        eighths = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:]
+        packed = [np.packbits(row).tobytes() for row in eighths]
+    rows = b"".join(b"\0" + row for row in packed)
+    chunks = (
+        chunk(b"IHDR", header)
+        + (chunk(b"tRNS", clear) if clear else b"")
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -103,6 +113,129 @@ def test_twelve_bits_of_sixteen_in_colour(kind, channels):
     values[..., :3] *= 16  # all sixteen
     image = decode(png(values[..., :channels], kind))
     assert abs(np.asarray(image) - expected).max() <= 1 and not image.info["doubt"]
+
+
+def coloured(values: np.ndarray, photometric: int, planes: int = 1, extra: int | None = None) -> bytes:
+    """Numbers (H, W, C) of 8 or 16 bits as a TIFF file; planes: 2 for one colour after another."""
+    height, width, count = values.shape
+    if planes == 2:
+        values = np.ascontiguousarray(values.transpose(2, 0, 1))
+    data = values.tobytes()
+    at = 8 + len(data)
+    bits = struct.pack(f"<{count}H", *[8 * values.dtype.itemsize] * count)
+    each = [8 + index * len(data) // count for index in range(count)]
+    places = struct.pack(f"<{count}I", *each) + struct.pack(f"<{count}I", *[len(data) // count] * count)
+    tags = {256: (4, 1, width), 257: (4, 1, height), 259: (4, 1, 1), 262: (4, 1, photometric)}
+    tags |= {258: (3, count, at) if count > 2 else (3, count, int.from_bytes(bits, "little"))}
+    tags |= {277: (4, 1, count), 278: (4, 1, height), 284: (4, 1, planes)}
+    tags |= {273: (4, 1, 8), 279: (4, 1, len(data))}
+    if planes == 2:
+        tags |= {273: (4, count, at + len(bits)), 279: (4, count, at + len(bits) + 4 * count)}
+    if extra is not None:
+        tags |= {338: (4, 1, extra)}
+    entries = b"".join(struct.pack("<HHII", tag, *value) for tag, value in sorted(tags.items()))
+    body = data + bits + places
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + len(body))
+        + body
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
+
+
+COLOURS = np.stack([EXPECTED, EXPECTED[::-1], EXPECTED // 2], -1)
+
+
+def colours(bits: int) -> np.ndarray:
+    """The colours in numbers of so many bits, (64, 64, 3), uint16."""
+    return (COLOURS / 255 * ((1 << bits) - 1)).round().astype(np.uint16)
+
+
+def inks(bits: int) -> np.ndarray:
+    """The same as CMYK, without black."""
+    return np.dstack([(1 << bits) - 1 - colours(bits), np.zeros((64, 64), np.uint16)])
+
+
+def covered(values: np.ndarray, alpha: int) -> np.ndarray:
+    return np.dstack([values, np.full((64, 64), alpha, np.uint16)])
+
+
+COLOURED = {
+    **{f"CMYK, {bits} of 16 bits": (coloured(inks(bits), 5), COLOURS) for bits in (12, 16)},
+    "RGB and something, 12 of 16 bits": (coloured(covered(colours(12), 7), 2, extra=0), COLOURS),
+    "CMYK in planes of 8 bits": (coloured(inks(8).astype(np.uint8), 5, planes=2), COLOURS),
+    "grey and alpha, 12 of 16 bits": (png(covered(deep(12), 65535), 4), EXPECTED[..., None]),
+    "half of it, 12 of 16 bits": (png(covered(deep(12), 32768), 4), (255 + EXPECTED[..., None]) / 2),
+    "PPM, 12 of 16 bits": (b"P6 64 64 65535\n" + colours(12).astype(">u2").tobytes(), COLOURS),
+    "PPM of 16 bits": (b"P6 64 64 65535\n" + colours(16).astype(">u2").tobytes(), COLOURS),
+    "PPM of 10 bits": (b"P6 64 64 1023\n" + colours(10).astype(">u2").tobytes(), COLOURS),
+    "PPM to 200": (b"P6 64 64 200\n" + (COLOURS / 255 * 200).round().astype(np.uint8).tobytes(), COLOURS),
+    "PPM in words": (b"P3 64 64 65535\n" + " ".join(map(str, colours(16).flatten())).encode(), COLOURS),
+    "JPEG 2000": (encoded(COLOURS.astype(np.uint8), "JPEG2000"), COLOURS),
+    "JPEG 2000, half of it": (
+        encoded(Image.fromarray(covered(COLOURS, 128).astype(np.uint8), "RGBA"), "JPEG2000"),
+        (255 + COLOURS) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COLOURED)
+def test_colours_are_those_of_the_file_whatever_numbers_stand_for_them(case):
+    data, expected = COLOURED[case]
+    image = decode(data)
+    assert abs(np.asarray(image) - expected).max() <= 2
+    assert ("read as 12-bit" in image.info["doubt"]) == ("12 of" in case)
+
+
+@pytest.mark.parametrize("bits, kind", [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_the_colour_that_a_png_calls_clear_is_white_and_no_other(bits, kind):
+    """Two colours that differ by one in the file's numbers; the first is clear."""
+    most = (1 << bits) - 1
+    clear = np.array([most // 3] * (3 if kind else 1))
+    values = np.where(np.arange(64).reshape(8, 8, 1) % 2, clear, clear + 1)
+    values[0, 0] = most
+    found = np.asarray(
+        decode(png(values if kind else values[..., 0], kind, clear.astype(">u2").tobytes(), bits))
+    )
+    expected = np.where((values == clear).all(-1, keepdims=True), 255, values / most * 255)
+    assert abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (coloured(colours(16), 2, planes=2), "lie in planes"),
+        (coloured(covered(deep(8), 255).astype(np.uint8), 1, planes=2, extra=2), "lie in planes"),
+        (coloured(covered(deep(16), 65535), 1, extra=2), "a TIFF file, but of a kind"),
+        (b"8BPS" + bytes(40), "Photoshop's file, but of a kind"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused_with_a_reason(data, reason):
+    with pytest.raises(Unreadable, match=f"{reason}.*: save it as PNG"):
+        decode(data)
+
+
+def test_jpeg_2000_whose_white_would_come_out_black_is_refused():
+    data = bytearray(encoded(np.full((8, 8, 3), 255, np.uint8), "JPEG2000"))
+    sizes = data.index(b"\xff\x4f\xff\x51") + 42
+    data[sizes : sizes + 9 : 3] = [15] * 3  # as if of 16 bits
+    with pytest.raises(Unreadable, match="with more than 8 bits, whose white would come out black"):
+        decode(bytes(data))
+
+
+def test_half_a_number_is_never_taken_for_the_whole(monkeypatch):
+    data = png(colours(12), 2)
+    opened = [Image.open(io.BytesIO(data))]
+
+    def once(*_, **__):
+        if not opened:
+            raise ValueError("unknown raw mode")
+        return opened.pop()
+
+    monkeypatch.setattr(Image, "open", once)
+    with pytest.raises(Unreadable, match="only half of each can be read here: save it as PNG"):
+        decode(data)
 
 
 def exchanged() -> bytes:
