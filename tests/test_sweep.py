@@ -1,8 +1,15 @@
 """The sweep: what is tried, in which order, who goes on; a worker's death loses and repeats nothing."""
 
+import html
+import multiprocessing
+import os
+import pwd
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
@@ -13,12 +20,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from experiments.resume import equal
 from experiments.sweep import __main__ as command
 from experiments.sweep import cost, page, space, worker
-from experiments.sweep.halving import Sweep
+from experiments.sweep.halving import Halving, Sweep
 from tests import stand_in_script
-from tests.runs import ROOT
-from transfer import UserError
+from tests.stand_ins import tiny as projection
+from transfer import UserError, record
+from transfer.checkpoints import Checkpoints
+from transfer.signals import Stop
 
 PLANS = tuple(f"G{G}-D{D}" for G in ("005", "122", "302") for D in ("005", "203"))
 
@@ -28,6 +38,7 @@ def settings(tmp_path, monkeypatch) -> space.Settings:
     """A sweep of six plans and three rungs over the stand-in, in this process."""
     monkeypatch.setitem(sys.modules, "methods.stand_in", stand_in_script)
     monkeypatch.setattr(worker, "PAUSE", 0.05)
+    monkeypatch.setattr(page, "write", lambda sweep: "")
     return space.Settings(
         images=tmp_path / "images", scripts=("stand_in",), plans=PLANS, rungs=(2, 4, 8), workers=1,
         out=tmp_path / "sweep", device="cpu", heartbeat=1,
@@ -168,45 +179,62 @@ def test_a_study_is_not_mixed_with_another_sweep_or_another_folder(settings, tmp
         Sweep.open(replace(settings, storage="nothing://here"))
 
 
-def test_what_two_enqueue_at_once_is_tried_once(settings, monkeypatch):
+def test_what_two_enqueue_at_once_is_tried_once(settings):
     sweep, plans = Sweep.open(settings), space.candidates(settings)
     sweep.enqueue(plans)
-    monkeypatch.setattr(Sweep, "trials", lambda self: [])
-    sweep.enqueue(plans)
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "methods.stand_in", stand_in_script)
-    worker.work(settings)
-    assert len(sweep.study.trials) == 12 and len(sweep.trials()) == 6
-    assert set(computed(settings.out).values()) == {1}
+    for plan in plans[:2]:
+        sweep.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=plan,
+                distributions=sweep._distributions(plan),
+                user_attrs={"plan": ""},
+            )
+        )
+    command.main(settings)
+    assert [trial.state for trial in sweep.study.trials[6:]] == 2 * [TrialState.FAIL]
+    assert len(sweep.trials()) == 6 and set(computed(settings.out).values()) == {1}
+
+
+def test_the_pruner_stops_all_but_the_first_third_and_never_all():
+    study, kind = optuna.create_study(pruner=Halving(3)), optuna.distributions.CategoricalDistribution("0123")
+    for number, value in enumerate((0.3, 0.1, 0.5, 0.4)):
+        figures = {"constraints": {"copies": 0.1 if number == 1 else -0.1}}
+        own = {
+            "params": {"script": str(number)},
+            "distributions": {"script": kind},
+            "user_attrs": {"9": figures},
+        }
+        waits = optuna.create_trial(state=TrialState.WAITING, intermediate_values={9: value}, **own)
+        study.add_trial(waits)
+    assert [study.pruner.prune(study, trial) for trial in study.trials] == [False, True, True, True]
+    assert not study.pruner.prune(study, optuna.create_trial(value=1.0)), "it has reached no rung"
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Death.
 
 
-def begin(settings: space.Settings) -> subprocess.Popen:
-    """The sweep in a process of its own."""
-    code = (
-        "import sys; from tests import stand_in_script; sys.modules['methods.stand_in'] = stand_in_script\n"
-        "from pathlib import Path, PosixPath, WindowsPath; from experiments.sweep import worker\n"
-        "from experiments.sweep.__main__ import main; from experiments.sweep.space import Settings\n"
-        f"worker.PAUSE = 0.05; main({settings!r})"
-    )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+def begin(settings: space.Settings) -> multiprocessing.Process:
+    """The sweep in a process of its own, which has all that this one has imported."""
+    process = multiprocessing.get_context("fork").Process(target=command.main, args=(settings,))
+    process.start()
+    return process
 
 
-def wait_for(condition, *processes: subprocess.Popen) -> None:
+def wait_for(condition) -> None:
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def unbroken(settings: space.Settings) -> list[tuple]:
     """What one worker finds that nobody disturbs."""
     alone = replace(settings, out=settings.out.parent / "alone" / "sweep", storage=None)
-    stand_in_script.time = SimpleNamespace(sleep=lambda seconds: None)
-    command.main(alone)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_script, "time", SimpleNamespace(sleep=lambda seconds: None))
+        command.main(alone)
     return told(Sweep.open(alone))
 
 
@@ -215,13 +243,14 @@ def dies(settings: space.Settings, workers: int) -> None:
     slow = replace(settings, set=("pause=0.2",), save_every=1)
     processes = [begin(slow) for _ in range(workers)]
     log = settings.out / "computed.txt"
-    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 5, *processes)
-    processes[0].send_signal(signal.SIGKILL)
-    processes[0].wait()
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
+    processes[0].kill()
+    processes[0].join()
     if workers == 1:
         processes.append(begin(slow))
     for process in processes[1:]:
-        assert process.wait(timeout=120) == 0
+        process.join(timeout=60)
+        assert process.exitcode == 0
     times = computed(settings.out)
     assert sum(times.values()) - len(times) <= 1, "the iteration in flight alone is computed again"
     sweep = Sweep.open(slow)
@@ -235,3 +264,108 @@ def test_a_sweep_that_is_killed_and_started_again_loses_the_iteration_in_flight(
 
 def test_two_workers_on_a_journal_one_is_killed_and_nothing_is_lost(settings, tmp_path):
     dies(replace(settings, storage=str(tmp_path / "journal.log")), workers=2)
+
+
+@pytest.fixture
+def postgres():
+    """The URL of a PostgreSQL of the test's own, behind a socket in a folder of its own."""
+    pytest.importorskip("psycopg", reason="psycopg, PostgreSQL's driver, is not installed")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    server = shutil.which("postgres") or (found and found[-1])
+    if not server:
+        pytest.skip("PostgreSQL is not installed (Debian's package: postgresql)")
+    binaries, prefix = Path(server).resolve().parent, []
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path has to be short
+    if os.geteuid() == 0:  # whom PostgreSQL refuses
+        if not shutil.which("setpriv"):
+            pytest.skip("PostgreSQL does not run as root, and setpriv is not installed")
+        user = pwd.getpwnam("nobody")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    own = {"cwd": folder, "stdout": subprocess.DEVNULL, "env": os.environ | {"LC_ALL": "C"}}
+    make = [binaries / "initdb", "-D", folder / "data", "-U", "sweep", "--auth=trust", "--no-sync", "-EUTF8"]
+    subprocess.run([*prefix, *make], check=True, **own)
+    serve = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses="]
+    process = subprocess.Popen([*prefix, *serve, "-c", "fsync=off"], stderr=subprocess.DEVNULL, **own)
+    try:
+        ready = [*prefix, binaries / "pg_isready", "-h", folder]
+        wait_for(lambda: subprocess.run(ready, **own).returncode == 0)
+        yield f"postgresql://sweep@/postgres?host={folder}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def test_two_workers_on_postgresql_one_is_killed_and_nothing_is_lost(settings, postgres):
+    dies(replace(settings, storage=postgres, study="faces"), workers=2)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# A real script.
+
+
+def test_a_sweep_that_is_stopped_goes_on_to_the_bit(settings, source, faces, monkeypatch, tmp_path):
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(record, "SCORED", 8)
+    monkeypatch.setattr("fid.scores.load", lambda *_, **__: projection(name="tiny-12-bilinear-8"))
+    whole = replace(
+        settings, scripts=("wgan_64_transferlearning",), images=faces, plans=PLANS[1:4], batch_size=2,
+        set=(f"source={source}", "critic_steps=1"), rungs=(2, 5), density=0, out=tmp_path / "whole" / "sweep",
+    )  # fmt: skip
+    command.main(whole)
+    broken, calls, losses = replace(whole, out=tmp_path / "sweep"), [], record.Run.losses
+
+    def stopped(run, **found):
+        calls.append(run)
+        if len(calls) in (4, 8):  # in the second plan's second iteration, and within the second rung
+            os.kill(os.getpid(), signal.SIGTERM)
+        losses(run, **found)
+
+    monkeypatch.setattr(record.Run, "losses", stopped)
+    for _ in range(2):
+        with pytest.raises(Stop) as stop:
+            command.main(broken)
+        assert stop.value.sentence == "and nothing is lost: the same command goes on"
+    command.main(broken)
+    assert len(calls) == 3 * 2 + 3, "each iteration once"
+    one, other = (Sweep.open(each) for each in (whole, broken))
+    assert told(one) == told(other)
+    assert TrialState.FAIL not in {trial.state for trial in other.study.trials}
+    runs = [each.settings.out / each.study.best_trial.user_attrs["5"]["run"] for each in (one, other)]
+    states = [Checkpoints(run).newest()[1] for run in runs]
+    assert states[0]["step"] == 5 and equal(*states)
+    assert page.html(one).count("data:image/webp") == 4, "a strip for each plan, and the source's"
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What one sees.
+
+
+def test_optuna_alone_finds_the_pages_figures_in_the_study(settings):
+    settings = replace(settings, plans=(*PLANS, "G032-D104", "G500-D005"))
+    command.main(settings)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{settings.out / 'study.db'}")
+    shown = page.html(Sweep.open(settings))
+    best = study.best_trial
+    assert f"{best.user_attrs['plan']} is first of 8 plans ({1000 * best.value:.1f})" in html.unescape(shown)
+    for trial in study.trials:
+        assert f"<td>{trial.user_attrs['plan']}</td>" in shown
+        first = f"{trial.user_attrs['plan']}: {1000 * trial.intermediate_values[2]:.1f} after 2"
+        assert f"<title>{first}" in shown, "each is on the map"
+        last = max(trial.intermediate_values)
+        assert f'data-head="KID x 1000">{1000 * trial.intermediate_values[last]:.1f}</td>' in shown
+    stopped = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
+    assert f"{len(stopped)} of 8 plans were stopped early" in shown
+    early = optuna.create_study()
+    early.add_trials(
+        [
+            optuna.create_trial(
+                params=t.params, distributions=t.distributions, value=t.intermediate_values[2]
+            )
+            for t in study.trials
+        ]
+    )
+    varied = [name for name in best.params if len({t.params[name] for t in study.trials}) > 1]
+    for name, share in optuna.importance.get_param_importances(early, params=varied).items():
+        assert re.search(rf"<span>{name}</span><div [^>]+></div><span>{share:.2f}</span>", shown)
