@@ -155,8 +155,8 @@ def run(params: dict[str, str], rung: int, settings: Settings) -> tuple[float, d
     told, copies = side(scores[-1]), (scores[-1].get("memorisation") or {}).get("copies")
     figures = {name: told.get(name) for name in ("fid", "precision", "recall", "density", "coverage")}
     bounds = {} if copies is None else {"copies": copies - settings.copies}
-    if figures["density"] is not None:
-        bounds["density"] = settings.density - figures["density"]
+    if figures["density"] is not None and rung == settings.rungs[-1]:
+        bounds["density"] = settings.density - figures["density"]  # few samples are like the domain before
     return merit(scores[-1]), figures | {
         "copies": copies,
         "constraints": bounds,  # kept where none is above 0
