@@ -250,15 +250,16 @@ class Sweep:
         if isinstance(self.storage, RDBStorage):
             optuna.storages.fail_stale_trials(self.study)
             return
-        retry, latest = _retry(), time.time() - DEAD * self.settings.heartbeat
+        again, latest = retry(), time.time() - DEAD * self.settings.heartbeat
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get("beat", 0) < latest:
                 with contextlib.suppress(UpdateFinishedTrialError):
                     if self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
-                        retry(self.study, trial)
+                        again(self.study, trial)
 
 
-def _retry() -> RetryHeartbeatStaleTrialCallback:
+def retry() -> RetryHeartbeatStaleTrialCallback:
+    """What puts another trial in the place of one whose worker died, with all that it had reached."""
     return RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 
@@ -281,5 +282,5 @@ def storage_of(settings: Settings) -> BaseStorage:
         engine_kwargs={"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True},
         heartbeat_interval=settings.heartbeat,
         grace_period=DEAD * settings.heartbeat,
-        heartbeat_stale_trial_callback=_retry(),
+        heartbeat_stale_trial_callback=retry(),
     )

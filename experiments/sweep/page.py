@@ -21,7 +21,7 @@ from experiments.sweep.halving import Sweep, feasible, ranked
 from experiments.sweep.space import LAYER, plans_of, splits
 from transfer.plan import Split
 
-SHOWN = 20  # rows of the ranking that have pictures; the others are folded away
+SHOWN = 12  # rows of the ranking that have pictures; the others are folded away
 LATENTS = 8  # of a strip
 
 

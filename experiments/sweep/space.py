@@ -54,9 +54,7 @@ class Settings:
     reduction: Annotated[int, Bound("at least 2", 2)] = 3  # one plan of so many goes on to the next rung
     batch_size: Batch = 16
     copies: Ratio = 0.1  # a plan with more copies of its training images does not win
-    density: Weight = (
-        0.01  # nor one with less, whose samples are like no image of the domain (docs/scores.md)
-    )
+    density: Weight = 0.01  # nor one with less at the last rung: its samples are like no image of these
     extractor: Extractor = "efficientnet_lite0"  # the judge
     seed: Seed = 0  # of the runs, and of the order in which plans are tried
     trials: Annotated[int | None, Bound("at least 1", 1)] = None  # plans to try; all, unless given

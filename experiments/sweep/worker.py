@@ -31,33 +31,41 @@ from transfer.record import merit
 from transfer.settings import LATEST, user_errors
 from transfer.signals import Signals, Stop
 
-PAUSE = 2.0  # seconds between two looks, while all that is left is others' work
+PAUSE = 5.0  # seconds between two looks, while all that is left is others' work
+GOES_ON = "and nothing is lost: the same command goes on"
 
 
-def work(settings: Settings, until: float = math.inf, alone: bool = False) -> None:
+def work(settings: Settings, until: float = math.inf, parent: int | None = None) -> None:
     """Work on the sweep until all trials have ended, or it is time (as time.time tells it).
 
     A signal to stop lets the iteration end, writes a checkpoint, and puts the trial back.
 
-    alone: whether the process ends with the one that started it.
+    parent: the process with which this one ends, where another has started it.
     """
     sweep = Sweep.open(settings)
-    with _interrupted(until, alone), Signals() as signals:
+    with Signals() as signals:
         signals.at_once = True
         try:
-            told = None
-            while True:
-                sweep.take_back()
-                trials = sweep.trials()
-                if told:
-                    print(f"{told}; {progress(trials, settings)}", flush=True)
-                if all(trial.state.is_finished() for trial in trials):
-                    return
-                trial = sweep.claim(trials)
-                told = _turn(sweep, trial) if trial else time.sleep(PAUSE)
+            with _watched(until, parent):
+                _share(sweep)
         except Stop as stop:
-            stop.sentence = "and nothing is lost: the same command goes on"
-            raise
+            stop.sentence = GOES_ON
+            if time.time() < until:
+                raise
+
+
+def _share(sweep: Sweep) -> None:
+    """Take trials, one after the other, until all have ended."""
+    told = None
+    while True:
+        sweep.take_back()
+        trials = sweep.trials()
+        if told:
+            print(f"{told}; {progress(trials, sweep.settings)}", flush=True)
+        if all(trial.state.is_finished() for trial in trials):
+            return
+        trial = sweep.claim(trials)
+        told = _turn(sweep, trial) if trial else time.sleep(PAUSE)
 
 
 def _turn(sweep: Sweep, trial: Trial) -> str | None:
@@ -196,15 +204,15 @@ def progress(trials: list[FrozenTrial], settings: Settings) -> str:
 
 
 @contextlib.contextmanager
-def _interrupted(until: float, alone: bool) -> Iterator[None]:
+def _watched(until: float, parent: int | None) -> Iterator[None]:
     """SIGTERM to this process when it is time, or when the one that started it is gone."""
-    over, parent = threading.Event(), os.getppid()
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(min(1.0, max(0.0, until - time.time()))):
-            if time.time() >= until or (alone and os.getppid() != parent):
+            if time.time() >= until or parent not in (None, os.getppid()):
                 os.kill(os.getpid(), signal.SIGTERM)
-                return
+                over.wait(60)  # a second signal would not wait for the checkpoint
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -212,6 +220,7 @@ def _interrupted(until: float, alone: bool) -> Iterator[None]:
         yield
     finally:
         over.set()
+        thread.join()
 
 
 def processes(settings: Settings) -> int:
@@ -231,34 +240,37 @@ def start(settings: Settings, until: float = math.inf) -> None:
     import torch
 
     count = processes(settings)
-    gpus = torch.cuda.device_count() if settings.device in (None, "cuda") and torch.cuda.is_available() else 0
     if count == 1:
-        with contextlib.suppress(Stop) if until < math.inf else contextlib.nullcontext():
-            work(settings, until)
-        return
-    context, started = multiprocessing.get_context("spawn"), []
+        return work(settings, until)
+    gpus = torch.cuda.device_count() if settings.device in (None, "cuda") and torch.cuda.is_available() else 0
+    context, started = multiprocessing.get_context("spawn"), []  # CUDA does not live through a fork
     threads = str(max(1, (os.cpu_count() or 1) // count))
-    for number in range(count):
-        own = {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {})
-        with _environment(own):
-            started.append(context.Process(target=_child, args=(settings, until)))
-            started[-1].start()
-    try:
-        for process in started:
-            process.join()
-    except BaseException:  # the signal that ends this process ends them
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.join()
-        raise
-    for process in (each for each in started if each.exitcode):
-        print(f"a worker ended with status {process.exitcode}: others take up its plan")
+    with Signals() as signals:
+        signals.at_once = True
+        try:
+            for number in range(count):
+                own = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {"OMP_NUM_THREADS": threads}
+                with _environment(own):
+                    started.append(context.Process(target=_child, args=(settings, until, os.getpid())))
+                    started[-1].start()
+            for process in started:
+                process.join()
+        except Stop as stop:
+            stop.sentence = GOES_ON
+            raise
+        finally:
+            for process in started:
+                process.terminate()
+            for process in started:
+                process.join()
+    for process in started:
+        if process.exitcode:
+            print(f"a worker has ended with status {process.exitcode}: the others take up its plan")
 
 
-def _child(settings: Settings, until: float) -> None:
+def _child(settings: Settings, until: float, parent: int) -> None:
     with contextlib.suppress(Stop), user_errors():
-        work(settings, until, alone=True)
+        work(settings, until, parent)
 
 
 @contextlib.contextmanager
