@@ -51,7 +51,7 @@ def imports(path: Path) -> set[str]:
 
 def rooms() -> dict[str, set[str]]:
     """Each module of the packages and each script, with those of them that it imports."""
-    files = [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + list(ROOT.glob("*.py"))
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py"))
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
     names = {name.removesuffix(".__init__"): path for name, path in names.items()}
     return {name: (imports(path) & names.keys()) - {name} for name, path in names.items()}
@@ -70,7 +70,7 @@ def test_the_bench_needs_neither_scores_nor_scripts_nor_experiments():
 
 
 def test_no_file_has_more_lines_of_code_than_a_person_reads_at_one_sitting():
-    for path in [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + list(ROOT.glob("*.py")):
+    for path in [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py")):
         tree = ast.parse(path.read_text())
         lines = {
             line
@@ -100,7 +100,7 @@ def text_in_the_locales_encoding(path: Path) -> list[int]:
 def test_text_is_utf_8_whatever_the_locale_is(tmp_path):
     (tmp_path / "file.py").write_text('open("a")\nopen("a", "rb")\np.read_text()\n', encoding="utf-8")
     assert text_in_the_locales_encoding(tmp_path / "file.py") == [1, 3]
-    for path in [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + list(ROOT.glob("*.py")):
+    for path in [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py")):
         assert not text_in_the_locales_encoding(path), path
 
 

@@ -1,0 +1,1 @@
+"""The sweep: which split, policy and settings suit these images, by successive halving with Optuna."""
