@@ -276,7 +276,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "scores": scores,
         "losses": log[-1],
         "learning": sum(description["learning"].values()),
-        "seconds": round(trained(settings, log), 1),
+        "seconds": round(trained(settings, log), 3),
         "hardware": description["hardware"],
         "versions": versions(),
         "commit": commit(),

@@ -45,7 +45,7 @@ class Settings:
     features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network
     channels: Count = 128  # of the heads
-    iterations: Count = 2_000  # generator updates
+    iterations: Annotated[Count, Before(2_000)] = 3_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
     critic_steps: Count = 2  # updates of the critic of pixels before each generator update; of the heads one
     learning_rate: Positive = 4e-4  # of Adam, for the generator and the heads

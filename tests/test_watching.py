@@ -60,15 +60,11 @@ def test_a_stop_before_the_first_iteration_was_over_leaves_no_folder(faces, sour
     assert not list(tmp_path.glob("0*"))
 
 
-def test_help_is_in_groups(capsys, monkeypatch):
-    from wgan_64_freeze_layers import Settings
-
-    monkeypatch.setattr(sys, "argv", ["wgan_64_freeze_layers.py", "--help"])
-    with pytest.raises(SystemExit) as end:
-        command_line(Settings)
-    lines = capsys.readouterr().out.splitlines()
+def test_help_is_in_groups():
+    done = started("wgan_64_freeze_layers.py", "--help", env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    lines = done.stdout.splitlines()
     headings = [line.strip("│ ") for line in lines if re.fullmatch(HEADING, line)]
-    assert not end.value.code and headings == ["WHAT", "PLAN", "TRAINING", "OUTPUT", "SCORES", "START"]
+    assert not done.returncode and headings == ["WHAT", "PLAN", "TRAINING", "OUTPUT", "SCORES", "START"]
     after = {
         lines[n + 1].strip("│ ").split()[0] for n, line in enumerate(lines) if re.fullmatch(HEADING, line)
     }

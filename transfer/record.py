@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 SAMPLES = 64  # the latents of the grids
 SCORED = 1000  # the images that are drawn for a score
 OFTEN = 60  # seconds of work that can be lost at most
-COLLAPSED, COLLAPSE_FROM = (
-    0.05,
-    200,
-)  # a spread below this share of the real images' is a warning, from this iteration
-LARGE = 1e4  # and a loss beyond this
+# A warning: a spread below this share of the real images', from this iteration; a loss beyond this.
+COLLAPSED, COLLAPSE_FROM, LARGE = 0.05, 200, 1e4
 MAY_CHANGE = {
     "iterations",
     "log_every",
