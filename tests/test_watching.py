@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -48,16 +47,6 @@ def test_what_comes_between_iterations_is_not_in_their_speed(faces, source, tmp_
 @pytest.mark.parametrize("seconds, words", [(40, "40 s"), (600, "10 min"), (3 * 3600, "3.0 h")])
 def test_times_are_told_in_words(seconds, words):
     assert in_words(seconds) == words
-
-
-def test_a_stop_before_the_first_iteration_was_over_leaves_no_folder(faces, source, tmp_path, monkeypatch):
-    script, settings = tiny(SCRIPT, faces, source, tmp_path, iterations=3)
-    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
-    monkeypatch.setattr(Images, "batch", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as stop:
-        script.main(settings)
-    assert stop.value.code == 128 + signal.SIGTERM and "no folder stays" in stop.value.sentence
-    assert not list(tmp_path.glob("0*"))
 
 
 def test_help_is_in_groups():
