@@ -276,12 +276,16 @@ def test_workers_of_one_command_share_its_plans_and_end_with_it(settings, monkey
     first.kill()  # its workers are told by nobody
     first.join()
     sweep = Sweep.open(slow)
-    wait_for(lambda: not [t for t in sweep.study.trials if t.state == TrialState.RUNNING])
+
+    def quiet():
+        before = computed(settings.out)
+        time.sleep(2.5)  # a worker looks after its parent every second
+        running = [t for t in sweep.study.trials if t.state == TrialState.RUNNING]
+        return not running and computed(settings.out) == before
+
+    wait_for(quiet)
     states = {trial.state for trial in sweep.study.trials}
     assert states == {TrialState.WAITING}, "put back, and none given up"
-    before = computed(settings.out)
-    time.sleep(0.5)
-    assert computed(settings.out) == before, "nobody works on"
     command.main(slow)
     assert told(sweep) == unbroken(slow)
 

@@ -47,15 +47,15 @@ def work(settings: Settings, until: float = math.inf, parent: int | None = None)
         signals.at_once = True
         try:
             with _watched(until, parent):
-                _share(sweep)
+                _share(sweep, until, parent)
         except Stop as stop:
             stop.sentence = GOES_ON
             if time.time() < until:
                 raise
 
 
-def _share(sweep: Sweep) -> None:
-    """Take trials, one after the other, until all have ended."""
+def _share(sweep: Sweep, until: float, parent: int | None) -> None:
+    """Take trials, one after the other, until all have ended or, see work, this process is to end."""
     told = None
     while True:
         sweep.take_back()
@@ -64,6 +64,8 @@ def _share(sweep: Sweep) -> None:
             print(f"{told}; {progress(trials, sweep.settings)}", flush=True)
         if all(trial.state.is_finished() for trial in trials):
             return
+        if time.time() >= until or parent not in (None, os.getppid()):
+            return  # the signal came where Python drops what it raises, such as in a finalizer
         trial = sweep.claim(trials)
         told = _turn(sweep, trial) if trial else time.sleep(PAUSE)
 
