@@ -92,10 +92,8 @@ def ticks(at: Bench, taken: list[float], begin: Callable[[], Any] = lambda: None
 
     Those in which libraries choose and allocate do not count; begin is called after them.
     """
-    numbers, at_once = (
-        itertools.count(1),
-        10 if at.seconds >= 1 else 1,
-    )  # before the clock waits for the device
+    numbers = itertools.count(1)
+    at_once = 10 if at.seconds >= 1 else 1  # iterations before the clock waits for the device
     yield from itertools.islice(numbers, 8 if at.device.type == "cuda" else 1)
     synchronize(at.device)
     begin()

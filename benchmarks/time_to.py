@@ -34,10 +34,8 @@ from transfer.record import SCORED, Run
 from transfer.settings import Count, Seed, command_line, user_errors
 
 TARGETS = (200, 100)  # KID x 1000
-JUDGES = (
-    "efficientnet_lite0",
-    "efficientnet_lite2",
-)  # the critic of methods.projected_critic saw through Lite1
+# The critic of methods.projected_critic sees through Lite1.
+JUDGES = ("efficientnet_lite0", "efficientnet_lite2")
 RUNS: dict[str, dict[str, Any]] = {
     "wgan_64_freeze_layers": {"G": Split(0, 0, 5), "D": Split(2, 0, 3)},
     "methods.projected_critic": {},

@@ -14,6 +14,7 @@ from demo.models import Shelf
 from demo.pictures import figure, problem
 from demo.runs import Starter, State, stop
 from transfer import UserError
+from transfer.record import in_words
 
 WAYS = {  # scripts, as a newcomer would ask for them
     "methods/projected_critic.py": "Best pictures: a critic that sees",
@@ -27,19 +28,13 @@ EVERY = 2  # seconds between two looks at a run
 NEVER = "No run yet. Choose images above and press Start."
 
 
-def in_words(seconds: float | None) -> str:
-    """A time that is left: "40 s", "12 min", "3.5 h"."""
-    if seconds is None:
-        return "the time left is known soon"
-    unit, size = next(((u, s) for u, s in (("h", 3600), ("min", 60)) if seconds >= 2 * s), ("s", 1))
-    return f"about {seconds / size:.{1 if unit == 'h' else 0}f} {unit} left"
-
-
 def status(state: State) -> str:
     """HTML of how far a run is."""
     done = state.step >= state.iterations
     if state.process is not None:
-        now = "finishing" if done else f"running, {in_words(state.seconds_left)}"
+        left = state.seconds_left
+        told = "the time left is known soon" if left is None else f"about {in_words(left)} left"
+        now = "finishing" if done else f"running, {told}"
     else:
         now = "finished" if done else "stopped"
     warning = problem(f"Warning: {state.warning}") if state.warning else ""

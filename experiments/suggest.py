@@ -42,7 +42,7 @@ class Settings:
     batch_size: Batch = 16  # of it
     samples: Count = 256  # images, real and generated each, that are asked
     seed: Seed = 0
-    device: str | None = None  # cuda where there is a GPU, else cpu
+    device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     out: Path = Path("target_domain/suggest")  # where the probe's run goes
     compare: bool = False  # with the plans that results.jsonl has measured on images of this name
     dry_run: bool = False  # say what would be done, and stop

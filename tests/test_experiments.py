@@ -84,6 +84,19 @@ def test_the_readme_tells_what_was_measured():
             name,
             figures,
         )
+    longer = [
+        line
+        for line in selection.lines_of(tables.SEES[0], selection.runs())
+        if line["iterations"] == 3000 and line["images"]["name"] == "target_anime_96.zip"
+    ]
+    assert len({line["seed"] for line in longer}) == 3
+    for digits, figure in (
+        (0, lambda run: judge.figure(run, "fid")),
+        (0, judge.final),
+        (0, lambda run: judge.final(run, runs_.JUDGES[1])),
+        (2, lambda run: judge.figure(run, "coverage")),
+    ):
+        assert judge.mean(judge.by_seed(longer, figure), digits) in readme
     run = plans["G(0,0,5) D(2,0,3)"][0]
     much = run["scores"][-1]
     text = " ".join(readme.split())

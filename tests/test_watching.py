@@ -134,3 +134,22 @@ def test_the_board_says_where_there_is_no_run_and_keeps_what_is_there(tmp_path):
     done = started("-m", "transfer", "board", tmp_path, "--to", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("python -m transfer: ")
     assert "is there already" in done.stderr
+
+
+def test_tensorboard_is_started_with_options_that_it_has(monkeypatch, faces, source, tmp_path):
+    """A server that ends at once, as with a wrong option, is not waited for."""
+    from tensorboard import default, program
+
+    script, settings = tiny(SCRIPT, faces, source, tmp_path, iterations=1)
+    script.main(settings)
+    given = []
+
+    class Server:
+        def __init__(self, words):
+            given.extend(words[3:])
+
+        poll = terminate = wait = lambda self: 0
+
+    monkeypatch.setattr(board.subprocess, "Popen", Server)
+    board.show(tmp_path, 6006)
+    program.TensorBoard(default.get_plugins()).configure(["tensorboard", *given])  # raises SystemExit if not

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,36 +76,33 @@ def runs(folder: Path) -> list[Path]:
     return found
 
 
-def write(folder: Path, to: Path) -> list[Mirror]:
-    """Write the event files of all runs in a folder to `to`, each in a folder of its run's name."""
+def write(folder: Path, to: Path, known: Sequence[Mirror] = ()) -> list[Mirror]:
+    """Write the event files of all runs in a folder to `to`, each in a folder of its run's name.
+
+    known: the mirrors that are there already; what is new in their runs is added.
+    """
     try:
         import tensorboard  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("tensorboard is not installed: pip install -r requirements-tensorboard.txt") from None
-    mirrors = [Mirror(run, to / run.resolve().relative_to(folder.resolve().parent)) for run in runs(folder)]
-    for mirror in mirrors:
+    above, old = folder.resolve().parent, {mirror.run: mirror for mirror in known}
+    found = [old.get(run) or Mirror(run, to / run.resolve().relative_to(above)) for run in runs(folder)]
+    for mirror in found:
         mirror.follow()
-    return mirrors
+    return found
 
 
 def show(folder: Path, port: int) -> None:
     """Start TensorBoard on the runs in a folder, and follow them until Ctrl-C. It leaves no file behind."""
     with tempfile.TemporaryDirectory() as place:
         mirrors = write(folder, Path(place))
-        words = ["-m", "tensorboard.main", "--logdir", place, "--port", str(port), "--bind_all=false"]
+        words = ["-m", "tensorboard.main", "--logdir", place, "--host", "localhost", "--port", str(port)]
         server = subprocess.Popen([sys.executable, *words, "--reload_interval", "5"])
         try:
             with contextlib.suppress(KeyboardInterrupt):
                 while server.poll() is None:
                     time.sleep(EVERY)
-                    known = {mirror.run for mirror in mirrors}
-                    mirrors += [
-                        Mirror(run, Path(place) / run.resolve().relative_to(folder.resolve().parent))
-                        for run in runs(folder)
-                        if run not in known
-                    ]
-                    for mirror in mirrors:
-                        mirror.follow()
+                    mirrors = write(folder, Path(place), mirrors)
         finally:
             server.terminate()
             server.wait()

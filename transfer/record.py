@@ -83,10 +83,8 @@ class Run:
         latent = parts["G"].arguments["latent"]
         self.latents = torch.randn(SCORED, latent, generator=generator).to(self.device)
         self.step, self._losses, self._last, self._warned = 0, {}, "", set()
-        self._worked, self._since = (
-            0.0,
-            (0, 0.0),
-        )  # seconds of iterations; step and seconds of a line
+        self._began, self._paused = 0.0, 0.0  # when the iterations began; seconds of what came between them
+        self._since = 0, 0.0  # the step of the log's last line, and the seconds of iterations until then
         source = getattr(settings, "source", None)
         self._source = None if source is None else Source.read(source).fingerprint
         out = Path(settings.out)
@@ -153,18 +151,17 @@ class Run:
                         self._between(again=True)
                     self._since, start = (self.step, 0.0), self.step
                     signals.leave = None if self.step else self.files.remove
-                    last = time.monotonic()  # when the run was saved
+                    self._began = last = time.monotonic()  # last: when the run was saved
                     for step in range(self.step + 1, settings.iterations + 1):
-                        turn = time.monotonic()
                         yield step  # the first may compile for minutes, and has nothing to lose
                         signals.at_once, signals.leave = False, None
-                        self._worked += time.monotonic() - turn
                         self.step = step
                         bar.update()
                         if self._due(settings.log_every):
                             bar.set_postfix(self._log())
                             if bar.disable:
                                 print(self._progress(start), flush=True)
+                        pause = time.monotonic()
                         late = time.monotonic() - last >= OFTEN
                         if late or signals.save or self._due(settings.save_every) or self._scores_next():
                             self.save()
@@ -173,6 +170,7 @@ class Run:
                         signals.check()
                         if self._between():
                             bar.unpause()  # so that the time left is that of the iterations
+                        self._paused += time.monotonic() - pause
                         signals.at_once = False
                         signals.check()
                 except Diverged:
@@ -227,19 +225,23 @@ class Run:
         if not all(map(math.isfinite, losses.values())):
             self._stop_diverged(f"the losses are {losses}")
         self._check_networks()
-        step, then = self._since
+        (step, then), now = self._since, self._worked()  # the losses have been read: a GPU has caught up
         batches = getattr(self.settings, "critic_steps", 1)  # an iteration
         images = (self.step - step) * batches * self.settings.batch_size
-        speed = images / max(self._worked - then, 1e-9)
+        speed = images / max(now - then, 1e-9)
         self.files.write_line("log", self.step, {**losses, "images_per_second": speed})
-        self._since, self._last = (self.step, self._worked), f"{losses} at iteration {self.step}"
+        self._since, self._last = (self.step, now), f"{losses} at iteration {self.step}"
         if max(map(abs, losses.values())) > LARGE:
             self.warn(f"a loss is beyond {LARGE:g}, which no estimate of a distance of images should be")
         return {name: f"{loss:.4g}" for name, loss in losses.items()}
 
+    def _worked(self) -> float:
+        """Seconds that this process has spent on iterations: without samples, scores and checkpoints."""
+        return time.monotonic() - self._began - self._paused
+
     def _progress(self, start: int) -> str:
         """A line for where there is no terminal; start: the iteration from which this process has gone on."""
-        left = self._worked / (self.step - start) * (self.settings.iterations - self.step)
+        left = self._worked() / (self.step - start) * (self.settings.iterations - self.step)
         return f"iteration {self.step:,} of {self.settings.iterations:,}, {in_words(left)} left"
 
     def warn(self, warning: str, once: bool = False) -> None:

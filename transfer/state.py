@@ -16,7 +16,9 @@ Parts = dict[str, Any]  # by name: networks and other modules, optimizers, a wei
 def of(parts: Parts, device: torch.device) -> dict[str, Any]:
     """The state of the parts and of the random numbers: tensors, for checkpoints.Checkpoints.save."""
     state: dict[str, Any] = {"random": {"cpu": torch.get_rng_state()}, "optimizers": {}}
-    if device.type != "cpu":
+    if device.type == "cuda":
+        state["random"]["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type != "cpu":
         state["random"][device.type] = getattr(torch, device.type).get_rng_state()
     for name, part in parts.items():
         if isinstance(part, Average):
@@ -50,7 +52,8 @@ def load(parts: Parts, state: dict[str, Any], path: Path, device: torch.device) 
         raise UserError(f"{path} does not fit this script's networks: start a new run") from None
     own = None if device.type == "cpu" else state["random"].get(device.type)
     if own is not None:
-        getattr(torch, device.type).set_rng_state(own)
+        where = (device,) if device.type == "cuda" else ()  # mps is one device
+        getattr(torch, device.type).set_rng_state(own, *where)
     elif device.type != "cpu" or len(state["random"]) > 1:
         print("the run was on another kind of device: it goes on, but not bit for bit")
 

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,20 +230,14 @@ class Sweep:
     @contextlib.contextmanager
     def beating(self, trial: Trial) -> Iterator[None]:
         """Beat in the background while a trial is worked on."""
-        over = threading.Event()
 
-        def beats() -> None:
+        def beats(over: threading.Event) -> None:
             while not over.wait(self.settings.heartbeat):
                 with contextlib.suppress(Exception):  # a storage that is away for a moment is asked again
                     self.beat(trial._trial_id)
 
-        thread = threading.Thread(target=beats, daemon=True)
-        thread.start()
-        try:
+        with meanwhile(beats):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def take_back(self) -> None:
         """Let the trials of dead workers wait again, with all that they had reached."""
@@ -256,6 +250,19 @@ class Sweep:
                 with contextlib.suppress(UpdateFinishedTrialError):
                     if self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL):
                         again(self.study, trial)
+
+
+@contextlib.contextmanager
+def meanwhile(does: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run a function in a thread of its own; the event that it is given is set at the end."""
+    over = threading.Event()
+    thread = threading.Thread(target=does, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def retry() -> RetryHeartbeatStaleTrialCallback:

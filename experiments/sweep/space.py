@@ -65,7 +65,7 @@ class Settings:
     study: str | None = None  # its name in a storage that holds several; out's name, unless given
     heartbeat: Count = 20  # seconds; a worker that is silent for three of them is taken for dead
     save_every: Count = 20  # iterations that a killed worker loses at most
-    device: str | None = None  # cuda where there is a GPU, else cpu
+    device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     dry_run: bool = False  # print what it would cost, and stop
     page: bool = False  # write the page of what there is, and stop
 

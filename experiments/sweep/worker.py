@@ -22,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.judge import side
-from experiments.sweep.halving import Sweep, ranked
+from experiments.sweep.halving import Sweep, meanwhile, ranked
 from experiments.sweep.space import Settings, run_settings
 from transfer import Diverged, UserError
 from transfer.checkpoints import Checkpoints
@@ -208,21 +208,15 @@ def progress(trials: list[FrozenTrial], settings: Settings) -> str:
 @contextlib.contextmanager
 def _watched(until: float, parent: int | None) -> Iterator[None]:
     """SIGTERM to this process when it is time, or when the one that started it is gone."""
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         while not over.wait(min(1.0, max(0.0, until - time.time()))):
             if time.time() >= until or parent not in (None, os.getppid()):
                 os.kill(os.getpid(), signal.SIGTERM)
                 over.wait(60)  # a second signal would not wait for the checkpoint
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with meanwhile(watch):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def processes(settings: Settings) -> int:
