@@ -40,7 +40,7 @@ def main(settings: Settings) -> None:
     folders = [folder.resolve() for folder in settings.folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: give --folders those that the page may read")
+            raise UserError(f"{folder} is not a folder: give --folders those that the page may read")
     os.chdir(ROOT)  # the commands that the page shows and starts are those of the project's folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:

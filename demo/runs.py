@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transfer import UserError, drawing
-from transfer.folder import holder
+from transfer.folder import holder, lines
 from transfer.settings import ROOT, command, complete, description_of, flags, plain
 
 SAID = 8  # lines of a program's output that are shown when it ends before its run begins
@@ -53,7 +51,7 @@ class State:
         Raises:
             UserError: when its settings.json is missing or damaged.
         """
-        told, lines = description_of(run), _lines(run / "log.jsonl")
+        told, log = description_of(run), lines(run, "log")
         try:
             settings, script = told["settings"], _script(told["script"])
             iterations = int(settings["iterations"])
@@ -65,9 +63,9 @@ class State:
                 f"the settings.json of {run.name} is missing or damaged: --resume makes a new one from its"
                 " checkpoint"
             ) from None
-        measured = [line for line in lines if line.get("images_per_second")]
+        measured = [line for line in log if line.get("images_per_second")]
         grids = sorted(path for path in run.glob("samples/*.png") if path.stem.isdigit())
-        step = max([line["step"] for line in lines] + [int(path.stem) for path in grids], default=0)
+        step = max([line["step"] for line in log] + [int(path.stem) for path in grids], default=0)
         rate = measured[-1]["images_per_second"] if measured else None
         return cls(
             step=step,
@@ -81,22 +79,10 @@ class State:
                 if name not in ("step", "images_per_second") and isinstance(value, int | float)
             ],
             grid=grids[-1] if grids else None,
-            warning=([""] + [line["warning"] for line in lines if "warning" in line])[-1],
+            warning=([""] + [line["warning"] for line in log if "warning" in line])[-1],
             command=command(script, *shlex.split(flags(_changed(script.stem, settings)))),
             resume=command(script, "--resume", _near(run)),
         )
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; the last may be half written."""
-    found = []
-    with suppress(OSError):
-        for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    found.append(line)
-    return found
 
 
 def _script(name: str) -> Path:
