@@ -95,14 +95,12 @@ class Run:
         make_sure_of_space(out, self._bytes())
         self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title))), self.script))
         print(f"the run is in {self.folder}", flush=True)
-        try:
+        with Signals() as signals:
+            signals.at_once, signals.leave = True, self.files.remove
             shutil.copyfile(self.script, self.folder / self.script.name)
             self.files.describe(**self._description())
             self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
             self.sample()
-        except KeyboardInterrupt:
-            self.files.remove()
-            raise
 
     def _hold(self, files: Folder) -> None:
         self.files, self.folder, self.checkpoints = files, files.path, files.checkpoints
