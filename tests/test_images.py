@@ -240,11 +240,13 @@ def test_a_damaged_zip_is_refused_and_a_pipe_is_left_out(faces, tmp_path):
     assert Images.load(folder).unreadable == {"pipe.png": "no regular file"}
 
 
-@pytest.mark.parametrize("case", ["missing", "empty", "text", "file", "broken"])
+@pytest.mark.parametrize("case", ["missing", "empty", "text", "file", "broken", "networks"])
 def test_a_place_without_images_is_refused_by_name(case, tmp_path):
     place = tmp_path / "place"
     if case == "file":
         place.write_text("no zip")
+    elif case == "networks":
+        torch.save({"weight": torch.zeros(3)}, place)
     elif case != "missing":
         place.mkdir()
         if case == "text":
@@ -254,6 +256,7 @@ def test_a_place_without_images_is_refused_by_name(case, tmp_path):
     with pytest.raises(UserError) as refusal:
         Images.load(place)
     assert str(place) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert ("holds networks, and no images" in str(refusal.value)) == (case == "networks")
 
 
 def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path):

@@ -186,6 +186,8 @@ def _in_zip(path: Path) -> list[File]:
     except Exception as error:  # a directory can be damaged in many ways
         what = error if zipfile.is_zipfile(path) else "its end is missing"
         raise UserError(f"{path} is a damaged zip ({what}): make it again") from None
+    if any(name.endswith("/data.pkl") for name in archive.namelist()):  # as torch.save writes it
+        raise UserError(f"{path} holds networks, and no images: give a folder or a zip of images")
     files = []
     for member in archive.infolist():
         parts = member.filename.replace("\\", "/").split("/")  # as some programs write it
