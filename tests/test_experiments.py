@@ -175,7 +175,19 @@ def table(tmp_path, monkeypatch, faces, source):
     return table, budget
 
 
-def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
+@pytest.fixture
+def quick_judges(monkeypatch):
+    """Projections in the place of the networks that judge, each another."""
+
+    def load(name, **_):
+        found = projection(name=f"{name}-12")
+        return replace(found, network=lambda x: found.network(x) * (1 if name == LITE0 else 2))
+
+    for module in (fid, fid.scores):
+        monkeypatch.setattr(module, "load", load)
+
+
+def test_a_table_makes_each_run_once_and_the_report_shows_it(quick_judges, table, capsys):
     table, budget = table
     assert "Not run yet" in pages.page() and "Not run yet" in report.html()
     runs_.make([table, table], replace(budget, dry_run=True))
@@ -201,7 +213,7 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     assert html.count("data:image/webp") == 2 and "http" not in html
 
 
-def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
+def test_what_another_process_is_making_is_passed_over(quick_judges, table, monkeypatch):
     """Two processes at the same tables make each run once between them."""
     table, budget = table
     script = runs_.module(table.rows[0].script)
@@ -229,7 +241,7 @@ def _work(results, table, budget):
     runs_.make([table], budget)
 
 
-def test_a_further_judge_scores_a_finished_run_without_training_again(table, monkeypatch, capsys):
+def test_a_further_judge_scores_a_finished_run_without_training_again(quick_judges, table, monkeypatch):
     table, budget = table
     runs_.make([table], budget)
     for row in table.rows:
@@ -243,12 +255,10 @@ def test_a_further_judge_scores_a_finished_run_without_training_again(table, mon
     monkeypatch.undo()
 
 
-def test_a_further_judge_scores_against_what_a_run_has_held_out(table, monkeypatch):
+def test_a_further_judge_scores_against_what_a_run_has_held_out(quick_judges, table, monkeypatch):
     table, budget = table
     row = replace(table.rows[0], settings=table.rows[0].settings | {"hold_out": 0.25})
     table, budget = replace(table, rows=(row,)), replace(budget, reference=None, seeds=2)
-    for module in (fid, fid.scores):
-        monkeypatch.setattr(module, "load", lambda *_, **__: projection(name=f"{LITE0}-12"))
     runs_.make([table], budget)
     monkeypatch.setattr(runs_, "judge", lambda scores: "another")  # so that its own judge comes again
     runs_.make([table], budget)

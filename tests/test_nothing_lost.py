@@ -15,6 +15,7 @@ import torch
 
 from experiments.resume import equal
 from tests.runs import NAMES, ROOT, tiny
+from tests.stand_ins import tiny as projection
 from transfer import Diverged, NoSpace, UserError, record, weights
 from transfer.checkpoints import Checkpoints
 from transfer.folder import Folder
@@ -100,6 +101,7 @@ def test_a_stop_while_scoring_is_at_once_and_the_score_is_made_up_for(faces, sou
     settings = replace(settings, score_every=1, extractor="efficientnet_lite0")
     from fid import scores
 
+    monkeypatch.setattr(scores, "load", lambda *_, **__: projection(name="efficientnet_lite0-12"))
     with monkeypatch.context() as patch:
         when(patch, scores, "score", 3, ask)  # the first is before the first iteration
         with pytest.raises(Stop):

@@ -197,7 +197,7 @@ def test_runs_are_numbered_and_nothing_is_overwritten(faces, source, tmp_path):
 
 
 def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "SCORED", 64)
+    monkeypatch.setattr(record, "SCORED", 16)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=2)
     plain = script.main(settings)
@@ -205,7 +205,7 @@ def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source,
     lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
-        assert (line["n_generated"], line["n_real"], line["heldout"]["n_real"]) == (64, 8, 8)
+        assert (line["n_generated"], line["n_real"], line["heldout"]["n_real"]) == (16, 8, 8)
         assert line["heldout"]["fid"] == pytest.approx(line["fid"]), "the reference is the training set here"
         assert "efficientnet_lite0" in line["extractor"]
     a, b = (Checkpoints(each).newest()[1] for each in (plain, run))
