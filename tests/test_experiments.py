@@ -177,14 +177,13 @@ def table(tmp_path, monkeypatch, faces, source):
 
 @pytest.fixture
 def quick_judges(monkeypatch):
-    """Projections in the place of the networks that judge, each another."""
-
-    def load(name, **_):
-        found = projection(name=f"{name}-12")
-        return replace(found, network=lambda x: found.network(x) * (1 if name == LITE0 else 2))
-
+    """Projections in the place of the networks that judge."""
     for module in (fid, fid.scores):
-        monkeypatch.setattr(module, "load", load)
+        monkeypatch.setattr(module, "load", _projected)
+
+
+def _projected(name, **_):
+    return projection(name=f"{name}-12")
 
 
 def test_a_table_makes_each_run_once_and_the_report_shows_it(quick_judges, table, capsys):
@@ -238,6 +237,7 @@ def test_what_another_process_is_making_is_passed_over(quick_judges, table, monk
 
 def _work(results, table, budget):
     lines.RESULTS, runs_.PICTURES, record.SCORED = results, results.with_name("pictures"), 16
+    fid.load = fid.scores.load = _projected
     runs_.make([table], budget)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import pytest
 from PIL import Image, ImageDraw
@@ -36,7 +37,7 @@ def journey(program, tmp_path, monkeypatch):
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
 
     def go(line, *more, status=0):
-        found, out = program(f"python {line}", *more)
+        found, out = program(f"{sys.executable} {line}", *more)
         assert found == status and "Traceback" not in out, out
         return out
 

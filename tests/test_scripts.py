@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -329,7 +330,7 @@ def test_a_source_that_is_none_is_refused_in_one_sentence(what, faces, networks,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_of_a_script(faces, source, tmp_path):
+def test_the_command_line_of_a_script(program, faces, source, tmp_path):
     words = f"--source {source} --images {faces} --out {tmp_path} --G 2 1 2 --iterations 1 --batch-size 4"
     command = [sys.executable, str(ROOT / "wgan_64_transferlearning.py"), *words.split(), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -338,7 +339,5 @@ def test_the_command_line_of_a_script(faces, source, tmp_path):
     assert done.stdout.strip().endswith(str(run))
     with Image.open(run / "samples" / "000001.png") as image:
         assert image.size == (512, 512), "64 samples, where no test makes do with fewer"
-    done = subprocess.run(
-        [*command, "--images", str(tmp_path / "no")], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "does not exist" in done.stderr
+    status, out = program(shlex.join(command), "--images", tmp_path / "no")
+    assert status == 2 and out.count("\n") == 1 and "does not exist" in out
