@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments import lines
+from experiments import figures, lines, sources
 from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
 from experiments.runs import JUDGES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
@@ -39,6 +39,7 @@ class Part:
         title, about: the budget in words. head, rows: the table's cells; footnotes: of its dashes.
         verdict: sentences.
         budget: what was spent. plans: the rows that have runs. runs: their lines. absent: the other rows.
+        untouched: the scores of the source itself.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Part:
     plans: list[Row]
     runs: dict[str, Lines]
     absent: list[str] = field(default_factory=list)
+    untouched: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def sections() -> list[Section]:
                     plans=rows,
                     runs={row.name: runs[row.name] for row in rows},
                     absent=[row.name for row in table.rows if row.name not in runs],
+                    untouched=own,
                 )
             )
         comparing = [part for part in parts if len(part.rows) > 1]
@@ -265,10 +268,10 @@ def page() -> str:
         head, *rows = narrow(top, *(["minutes of training"] if board else []), "seeds")
         text += f"{top.title[:1].upper()}{top.title[1:]}.\n\n{lines.markdown(head, rows)}\n"
         text += "".join(f"{note}\n\n" for note in top.footnotes)
-        text += f"{wins(top) if board else said(section, top)}\n\n"
+        text += f"{wins(top) if board else said(section, top)}\n\n{figures.markdown(section)}"
         for part in section.parts:
             text += folded(f"All scores after {part.title}", whole(part))
-    return text + clips() + scale() + copies() + going_on()
+    return text + sources.markdown() + clips() + scale() + copies() + going_on()
 
 
 def clips() -> str:

@@ -298,6 +298,36 @@ def test_each_run_has_each_judge_once_and_the_page_shows_them_side_by_side(table
     assert "2 scores by further judges cannot be added" in capsys.readouterr().out
 
 
+def test_further_judges_score_the_way_and_an_interrupted_stretch_goes_on(table, monkeypatch):
+    table, budget = table
+    (row, _), both = table.rows, replace(budget, judges=(LITE0, LITE2), judge_every=1)
+    alone, script = Table("", "", "", (row,)), runs_.module(row.script)
+    main, asked = script.main, []
+
+    def stops(settings):
+        asked.append(settings.iterations)
+        folder = main(settings)
+        if len(asked) == 1:
+            raise KeyboardInterrupt  # before the other judge came
+        return folder
+
+    monkeypatch.setattr(script, "main", stops)
+    with pytest.raises(KeyboardInterrupt):
+        runs_.make([alone], both)
+    runs_.make([alone], both)
+    assert asked == [1, 1, 2]
+    (line,) = selection.runs()
+    for name in both.judges:
+        assert [scores["step"] for scores in selection.scores_by(line, name)] == [1, 2]
+    first, *_ = selection.at_each_score(line)
+    assert judge.final(first, LITE2) is not None, "the page shows it for the shorter budget"
+    runs_.make([alone], both)
+    assert len(asked) == 3 and len(lines.read("judged")) == 2
+    assert runs_.stretches(replace(runs_.settings_of(row, 0, both), out=budget.out / line["run"]), both) == [
+        2
+    ]
+
+
 def test_a_run_is_not_judged_by_what_it_saw_through(monkeypatch, tmp_path):
     saw = Row("it sees", "projected_critic", {"features": LITE0})
     budget = Budget(judges=(LITE0, LITE2))
