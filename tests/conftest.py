@@ -1,5 +1,6 @@
 """Small stand-ins: a folder of images, and a pre-trained source of a tiny width."""
 
+import gc
 import runpy
 import shlex
 import shutil
@@ -23,6 +24,7 @@ LATENT, WIDTH = 4, 4
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")  # the same examples everywhere, however slow the machine
 
+gc.freeze()  # what is imported stays: a collection, as after each of a sweep's trials, need not look at it
 record.SAMPLES = 16  # of 64: to write its grids is most of a tiny run
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

@@ -257,6 +257,7 @@ def test_a_place_without_images_is_refused_by_name(case, tmp_path):
         Images.load(place)
     assert str(place) in str(refusal.value) and "\n" not in str(refusal.value)
     assert ("holds networks, and no images" in str(refusal.value)) == (case == "networks")
+    assert ("holds no image, only notes such as 'notes.txt': put" in str(refusal.value)) == (case == "text")
 
 
 def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path):

@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_at_once_leaves_no_folder(run, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 def test_what_is_printed_to_a_full_disk_ends_in_a_sentence():
     with open("/dev/full", "w") as full:
-        words = [sys.executable, "operating_file.py", "inspect", "train_images/source_domain"]
+        words = [sys.executable, "operating_file.py", "inspect", "train_images/target_domain"]
         done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     sentence = "what this prints cannot be written (No space left on device): make room"
     assert done.stderr == f"operating_file.py: {sentence}\n" and done.returncode == 2

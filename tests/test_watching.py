@@ -71,7 +71,7 @@ def test_a_wrong_plan_names_its_flag(words, capsys, monkeypatch):
 
 
 def test_a_reader_that_has_read_enough_ends_nothing_in_a_traceback():
-    line = f"{sys.executable} wgan_64_freeze_layers.py --dry-run | true"
+    line = f"{sys.executable} operating_file.py inspect train_images/target_domain | true"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert not done.stderr
 

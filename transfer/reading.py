@@ -57,10 +57,10 @@ def find(path: Path) -> list[File]:
 
     Which of them are images only their content tells. What is hidden, what cannot be listed, a folder that
     links lead to twice, a run of this project and a folder that a model drew to are one File each, which is
-    refused. Notes, such as a README or a list, are left out where anything else is there.
+    refused. Notes, such as a README or a list, are left out.
 
     Raises:
-        UserError: when there is no such folder or zip, or it cannot be read, holds nothing, or is a run's.
+        UserError: when there is no such folder or zip, it cannot be read, holds notes alone, or is a run's.
     """
     path = Path(path)
     try:
@@ -73,6 +73,7 @@ def find(path: Path) -> list[File]:
     except OSError as error:
         mend = "look after its permissions" if isinstance(error, PermissionError) else "give another one"
         raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
+    files = [file for file in files if file.name != MARKER]  # the images of the folder itself are wanted
     if not files:
         raise UserError(f"{path} holds no image: it is empty")
     runs = _runs({file.name for file in files})
@@ -85,11 +86,16 @@ def find(path: Path) -> list[File]:
             f"{path} holds a run's grids of many images: give single images, or --model {run} where they are"
             " to be drawn from the run and scored"
         )
-    files = [file for file in files if file.name != MARKER]  # the images of the folder itself are wanted
     drawn = {file.name.removesuffix(MARKER) for file in files if file.name.endswith(f"/{MARKER}")}
     refused = dict.fromkeys(drawn, DRAWN) | dict.fromkeys(runs, GRIDS)
     found = sorted(_gathered(files, refused), key=lambda file: file.name)
-    return [file for file in found if not _is_note(file)] or found
+    images = [file for file in found if not _is_note(file)]
+    if not images:
+        raise UserError(
+            f"{path} holds no image, only notes such as {found[0].name!r}: put images there, or give another"
+            " folder"
+        )
+    return images
 
 
 def _is_note(file: File) -> bool:
