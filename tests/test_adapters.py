@@ -1,6 +1,5 @@
 """Adapters: what a run adds to its source, applied to it again, and mixed."""
 
-import subprocess
 import sys
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from methods import minegan
 from tests.conftest import LATENT
-from tests.runs import ROOT, tiny
+from tests.runs import tiny
 from transfer import UserError, shared
 from transfer.__main__ import adapter, apply, share
 from transfer.adapters import Adapter, applied
@@ -88,9 +87,9 @@ def test_what_does_not_belong_together_is_refused(faces, source, networks, tmp_p
     with pytest.raises(UserError, match="another source"):
         applied(Source.read(other), [a], [1])
     (tmp_path / "text.safetensors").write_text("none")
-    for file in (tmp_path / "text.safetensors", other, tmp_path / "no.safetensors"):
-        with pytest.raises(UserError, match="is no adapter"):
-            Adapter.read(file)
+    for file, why in (("text", "Error.*"), ("other", "its header tells of none"), ("no", "No such file.*")):
+        with pytest.raises(UserError, match=rf"is no adapter \({why}\): write one with"):
+            Adapter.read(tmp_path / f"{file}.safetensors")
     script, settings = tiny("wgan_64", faces, None, tmp_path, iterations=1)
     with pytest.raises(UserError, match="not carried over"):
         Adapter.of(script.main(settings))
@@ -110,22 +109,21 @@ def test_a_miner_is_an_adapter_too(faces, source, tmp_path):
     torch.testing.assert_close(ends["mapping.0.weight"], state["mapping.0.weight"])
 
 
-def test_the_command_lines(faces, source, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_command_lines(program, faces, source, tmp_path):
     run = run_of(faces, source, tmp_path, iterations=1)
 
     def transfer(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "transfer", *map(str, words)], capture_output=True, text=True, cwd=ROOT
-        )
+        return program(f"{sys.executable} -m transfer", *words)
 
     files = {name: tmp_path / f"{name}.safetensors" for name in ("own", "mixed", "whole")}
-    done = transfer("adapter", run, files["own"])
-    assert done.returncode == 0 and "numbers" in done.stdout, done.stderr
-    done = transfer("apply", files["own"], files["own"], "--to", files["mixed"], "--source", source)
-    assert done.returncode == 0, done.stderr
+    status, out = transfer("adapter", run, files["own"])
+    assert status == 0 and "numbers" in out
+    status, out = transfer("apply", files["own"], files["own"], "--to", files["mixed"], "--source", source)
+    assert status == 0, out
     mixed, whole = Source.read(files["mixed"]), Source.read(run)
     assert mixed.latent == LATENT and mixed.policies("G") == whole.policies("G")
     torch.testing.assert_close(mixed.generator, whole.generator, rtol=1e-3, atol=1e-5)
-    assert transfer("share", run, files["whole"]).returncode == 0 and files["whole"].exists()
-    done = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
-    assert done.returncode == 2 and "another source" in done.stderr and done.stderr.count("\n") == 1
+    assert transfer("share", run, files["whole"])[0] == 0 and files["whole"].exists()
+    status, out = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
+    assert status == 2 and "another source" in out and out.count("\n") == 1

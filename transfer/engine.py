@@ -203,11 +203,11 @@ class Reals:
     def __init__(self, D: Tuned, images: Images, augment: Augment, fast: bool = True) -> None:
         self.D, self.images, self.augment = D, images, augment
         self.features, self.above = None, None
-        if fast and augment.name in ("none", "flip"):
-            self._keep(fixed_layers(D.network))
+        self._begun = not fast or augment.name not in ("none", "flip")
 
     @torch.no_grad()
     def _keep(self, layers: int) -> None:
+        self._begun = True
         if not layers:
             return
         each = stages(self.D.network)
@@ -224,7 +224,12 @@ class Reals:
         self.above = above
 
     def scores(self, n: int) -> Tensor:
-        """D's scores (n,) of n images drawn with replacement and augmented."""
+        """D's scores (n,) of n images drawn with replacement and augmented.
+
+        What is kept is made here, in the first iteration: a stop does not wait for it, nor leaves a folder.
+        """
+        if not self._begun:
+            self._keep(fixed_layers(self.D.network))
         if self.features is None:
             return self.D(self.augment.real(self.images.batch(n)))
         chosen = self.images.draw(n)
