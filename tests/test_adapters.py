@@ -1,5 +1,6 @@
 """Adapters: what a run adds to its source, applied to it again, and mixed."""
 
+import shutil
 import subprocess
 import sys
 
@@ -98,6 +99,30 @@ def test_what_does_not_belong_together_is_refused(faces, source, networks, tmp_p
         apply((other,), tmp_path / "mixed.safetensors", source, (0.5, 0.5))
 
 
+def test_without_its_critic_an_adapter_draws_the_same(faces, source, tmp_path):
+    run, whole, half = run_of(faces, source, tmp_path), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    adapter(run, whole), adapter(run, half, critic=False)
+    assert half.stat().st_size < whole.stat().st_size
+    origin = Source.read(source)
+    ends, other = applied(origin, [Adapter.read(half)], [1]), applied(origin, [Adapter.read(whole)], [1])
+    torch.testing.assert_close(ends["ema"], other["ema"], rtol=0, atol=0)
+    assert all(torch.equal(ends["D"][key], tensor) for key, tensor in origin.discriminator.items())
+    with pytest.raises(UserError, match=r"is an adapter.*transfer apply"):
+        Source.read(half)
+
+
+def test_the_source_of_an_adapter_is_looked_for_by_its_name(faces, source, tmp_path, monkeypatch):
+    own, place = tmp_path / "own.safetensors", tmp_path / "pretrained_model"
+    adapter(run_of(faces, source, tmp_path), own)
+    monkeypatch.setattr("transfer.__main__.ROOT", tmp_path)
+    with pytest.raises(UserError, match=f"{source.name}, the adapters' source, is not in"):
+        apply((own,), tmp_path / "mixed.safetensors")
+    place.mkdir()
+    shutil.copy(source, place)
+    apply((own,), tmp_path / "mixed.safetensors")
+    assert Source.read(tmp_path / "mixed.safetensors").latent == LATENT
+
+
 def test_a_miner_is_an_adapter_too(faces, source, tmp_path):
     _, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path)
     fields = minegan.Settings.__dataclass_fields__
@@ -128,4 +153,4 @@ def test_the_command_lines(faces, source, tmp_path):
     torch.testing.assert_close(mixed.generator, whole.generator, rtol=1e-3, atol=1e-5)
     assert transfer("share", run, files["whole"]).returncode == 0 and files["whole"].exists()
     done = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
-    assert done.returncode == 2 and "another source" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "give --source" in done.stderr and done.stderr.count("\n") == 1
