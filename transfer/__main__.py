@@ -221,7 +221,7 @@ def apply(
     Args:
         adapters: the files that python -m transfer adapter has written.
         to: the file to write, which is read where a source or a run is.
-        source: what the adapters were carried over from; what has its name in pretrained_model/, unless given.
+        source: what the adapters were carried over from; what has its name in pretrained_model/ if not given.
         shares: one number for each adapter; equal ones that add up to 1, unless given.
         licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
 
