@@ -85,7 +85,7 @@ class Shelf:
                 found.faults[name] = f"no whole safetensors file ({error}): fetch or write it again"
                 continue
             if "adapter" in told:
-                adapters[name] = f"{file.stem} ({'shipped ' if shipped else ''}adapter)"
+                adapters[name] = f"{file.stem} (adapter)"
                 continue
             found.models[name] = f"{file.stem} ({'shipped' if shipped else 'file'})"
             origins[name] = found.models[name], _settings(told)

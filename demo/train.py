@@ -25,7 +25,7 @@ WAYS = {  # scripts, as a newcomer would ask for them
 }
 COLOURS = ("#2563eb", "#f97316", "#16a34a", "#9333ea", "#dc2626", "#0891b2")
 EVERY = 2  # seconds between two looks at a run
-NEVER = "No run yet. Choose images above and press Start."
+NEVER = "No run yet: choose images and press Start."
 
 
 def status(state: State) -> str:

@@ -376,27 +376,28 @@ def test_a_person_draws_saves_and_mixes(opened, width):
 CLOCK = """addEventListener('pointerup', () => {
   const images = () => [...document.querySelectorAll('.shown img')].filter(each => each.offsetParent)
   const sources = () => images().map(each => each.src).join(), before = sources(), began = performance.now()
-  window.took = new Promise(done => requestAnimationFrame(async function look() {
-    if (sources() === before) return requestAnimationFrame(look)
+  window.took = new Promise(done => new MutationObserver(async (_, observer) => {
+    if (sources() === before) return
+    observer.disconnect()
     await Promise.all(images().map(each => each.decode()))
     done((performance.now() - began) / 1000)
-  }))
+  }).observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ['src']}))
 }, true)"""
+TOOK = "Promise.race([took, new Promise((_, fail) => setTimeout(fail, 60000, 'nothing was drawn'))])"
 
 
 def redraws(page, times=10):
     """Seconds from the click on Draw others, and from letting go the slider of a mix, to the new pictures."""
     page.evaluate(CLOCK)
-    page.get_by_role("tab", name="Draw").click()
     button = page.get_by_role("button", name="Draw others")
-    drawn = [button.click() or page.evaluate("took") for _ in range(times)]
+    drawn = [button.click() or page.evaluate(TOOK) for _ in range(times)]
     page.get_by_role("tab", name="Mix").click()
     shown(page, "Your mix")
     page.wait_for_timeout(1000)
     slider = page.locator("input[type=range]").locator("visible=true").first
     wide = slider.bounding_box()["width"]
     places = [wide * (0.3 + 0.4 * each / times) for each in range(times)]
-    mixed = [slider.click(position={"x": x, "y": 4}) or page.evaluate("took") for x in places]
+    mixed = [slider.click(position={"x": x, "y": 4}) or page.evaluate(TOOK) for x in places]
     return drawn, mixed
 
 
