@@ -163,12 +163,13 @@ def build(shelf: Shelf) -> list[Event]:
             state: State | str = State.of(shelf.path(name)) if name else NEVER
         except UserError as error:
             state = str(error)
-        if (name, runs, state) == before:
+        busy = starter.running()  # also for a moment after its run was let go of
+        if (name, runs, state, busy) == before:
             return note or {seen: gr.skip()}
         listed = {run: gr.Dropdown([(Path(each).name, each) for each in runs], value=name)}
-        return {said: "", **note, **listed, **shown(name, state), seen: (name, runs, state)}
+        return {said: "", **note, **listed, **shown(name, state, busy), seen: (name, runs, state, busy)}
 
-    def shown(name: str | None, state: State | str) -> dict:
+    def shown(name: str | None, state: State | str, busy: bool) -> dict:
         if isinstance(state, str):
             hidden = {each: gr.update(visible=False) for each in (ran, more, end, on)}
             return {now: problem(state) if name else f"<p>{state}</p>", grid: "", plot: "", **hidden}
@@ -180,7 +181,7 @@ def build(shelf: Shelf) -> list[Event]:
             ran: gr.Textbox(state.command, visible=True),
             more: gr.Textbox(state.resume, visible=not works and not done),
             end: gr.Button(visible=works),
-            on: gr.Button(visible=not works and not done),
+            on: gr.Button(visible=not works and not done and not busy),
         }
 
     wanted = [images, way, iterations]

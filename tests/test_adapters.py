@@ -12,7 +12,7 @@ from tests.conftest import LATENT
 from tests.runs import ROOT, tiny
 from transfer import UserError, shared
 from transfer.__main__ import adapter, apply, share
-from transfer.adapters import Adapter, applied
+from transfer.adapters import Adapter, applied, fingerprint
 from transfer.checkpoints import Checkpoints
 from transfer.plan import Split, plan
 from transfer.shared import Source
@@ -109,6 +109,14 @@ def test_without_its_critic_an_adapter_draws_the_same(faces, source, tmp_path):
     assert all(torch.equal(ends["D"][key], tensor) for key, tensor in origin.discriminator.items())
     with pytest.raises(UserError, match=r"is an adapter.*transfer apply"):
         Source.read(half)
+
+
+def test_the_shipped_adapter_is_of_the_shipped_source():
+    own = Adapter.read(ROOT / "pretrained_model" / "cartoon_64.safetensors")
+    origin = Source.read(ROOT / "pretrained_model" / own.card["settings"]["source"])
+    assert own.source == fingerprint(origin), "make it anew: it is of another source"
+    half, whole = (applied(origin, [own], [share])["ema"]["conv5.weight"] for share in (0.5, 1))
+    torch.testing.assert_close(half, (origin.generator["conv5.weight"] + whole) / 2)
 
 
 def test_the_source_of_an_adapter_is_looked_for_by_its_name(faces, source, tmp_path, monkeypatch):

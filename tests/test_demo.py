@@ -204,7 +204,7 @@ def starter():
         own.process.wait()
 
 
-def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(starter, source, faces, tmp_path):
+def test_a_run_that_is_started_shows_up_is_stopped_and_goes_on(starter, source, faces, tmp_path):
     line = starter.line("wgan_64_scale_shift.py", faces, 20_000)
     starter.start(f"{line} --source {source} --out {tmp_path} --device cpu --batch-size 2 --no-fast")
     with pytest.raises(UserError, match="still going on"):
