@@ -10,7 +10,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from transfer import NoSpace, UserError
 VERSION = 1  # of what is in a checkpoint
 KEEP, EVERY = 2, 5000  # the newest so many are kept, and those of every so many iterations
 MANIFEST = "manifest.json"
+Label = str | Mapping[str, float] | None
 SAFE = (2, 10)  # the first torch whose weights_only loading has no known hole
 
 # ----------------------------------------------------------------------------------------------------------
@@ -311,21 +312,65 @@ class Checkpoints:
                     path.unlink()
 
 
-def find(model: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
+def find(model: Path, best: bool = False, label: Label = None) -> tuple[Path, dict[str, Any]]:
     """A run's newest checkpoint, or its best one, or the checkpoint that is given; and what is in it.
 
+    label: of a run with several target domains, see of_label.
+
     Raises:
-        UserError: when there is none, or best is asked of a file.
+        UserError: when there is none, best is asked of a file, or it has not this label.
     """
     if Path(model).is_dir():
         kept = Checkpoints(model)
-        return kept.best() if best else kept.newest()
-    if best:
+        path, state = kept.best() if best else kept.newest()
+    elif best:
         raise UserError(f"{model} is a file: --best wants a run's folder, to find the best checkpoint in it")
-    return Path(model), load(model)
+    else:
+        path, state = Path(model), load(model)
+    return path, of_label(path, state, label)
 
 
-def of_run(run: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
+def of_label(path: Path, state: dict[str, Any], label: Label = None) -> dict[str, Any]:
+    """A checkpoint of one target domain, as a run of it alone would have it, from one of several.
+
+    A mix of labels has each one's tensors, times its part in the sum of the shares.
+
+    Args:
+        path: where it was read from.
+        label: one of its labels, or several with their shares; None where there is one, or none.
+
+    Raises:
+        UserError: when it has not this label, or label does not say which.
+    """
+    arguments = state.get("arguments")
+    of_G = (arguments.get("G") if isinstance(arguments, dict) else None) or {}
+    labels = of_G.get("labels", [])
+    shares = {label: 1.0} if isinstance(label, str) else dict(label or dict.fromkeys(labels[:1], 1.0))
+    if not labels:
+        if label:
+            raise UserError(f"{path} has one target domain and no labels: leave --label out")
+        return state
+    if not shares.keys() <= set(labels) or (label is None and len(labels) > 1):
+        raise UserError(f"{path} has the labels {', '.join(labels)}: name one of them with --label")
+    total = sum(shares.values())
+
+    def mixed(tensors: dict[str, Any]) -> dict[str, Any]:
+        def of(name: str) -> dict[str, Any]:
+            at = f"{labels.index(name)}."
+            return {key.removeprefix(at): tensor for key, tensor in tensors.items() if key.startswith(at)}
+
+        first, *others = ((of(name), share / total) for name, share in shares.items())
+        result = dict(first[0])
+        for key in (key for key, tensor in result.items() if others and tensor.is_floating_point()):
+            result[key] = sum(share * own[key] for own, share in (first, *others))
+        return result
+
+    own = {name: mixed(state[name]) for name in ("G", "ema", "D", "heads") if name in state}
+    own["arguments"] = {"G": {key: value for key, value in of_G.items() if key != "labels"}}
+    return {**state, **own, "label": " and ".join(shares)}
+
+
+def of_run(run: Path, best: bool = False, label: Label = None) -> tuple[Path, dict[str, Any]]:
     """What find finds, where it is a run's checkpoint, which tells of its script, settings and step.
 
     Raises:
@@ -333,7 +378,7 @@ def of_run(run: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
     """
     if Path(run).suffix == ".safetensors" and not Path(run).is_dir():
         raise UserError(f"{run} is a model's file, and no run: give the run's folder, or a checkpoint in it")
-    path, state = find(run, best)
+    path, state = find(run, best, label)
     if not {"script", "settings", "step", "ema"} <= state.keys():
         raise UserError(f"{path} is not a run's checkpoint: give a run's folder, or a checkpoint in it")
     return path, state
