@@ -39,7 +39,7 @@ class Adapter:
 
     @classmethod
     def of(
-        cls, run: Path, best: bool = False, source: Path | None = None, label: checkpoints.Label = None
+        cls, run: Path, best: bool = False, source: Path | None = None, label: str | None = None
     ) -> Adapter:
         """What a checkpoint, or a run's newest or best one, has that the run's source has not.
 

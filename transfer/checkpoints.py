@@ -10,7 +10,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +22,6 @@ from transfer import NoSpace, UserError
 VERSION = 1  # of what is in a checkpoint
 KEEP, EVERY = 2, 5000  # the newest so many are kept, and those of every so many iterations
 MANIFEST = "manifest.json"
-Label = str | Mapping[str, float] | None
 SAFE = (2, 10)  # the first torch whose weights_only loading has no known hole
 
 # ----------------------------------------------------------------------------------------------------------
@@ -312,7 +311,7 @@ class Checkpoints:
                     path.unlink()
 
 
-def find(model: Path, best: bool = False, label: Label = None) -> tuple[Path, dict[str, Any]]:
+def find(model: Path, best: bool = False, label: str | None = None) -> tuple[Path, dict[str, Any]]:
     """A run's newest checkpoint, or its best one, or the checkpoint that is given; and what is in it.
 
     label: of a run with several target domains, see of_label.
@@ -330,47 +329,40 @@ def find(model: Path, best: bool = False, label: Label = None) -> tuple[Path, di
     return path, of_label(path, state, label)
 
 
-def of_label(path: Path, state: dict[str, Any], label: Label = None) -> dict[str, Any]:
-    """A checkpoint of one target domain, as a run of it alone would have it, from one of several.
-
-    A mix of labels has each one's tensors, times its part in the sum of the shares.
+def of_label(path: Path, state: dict[str, Any], label: str | None = None) -> dict[str, Any]:
+    """The checkpoint of one label's networks, from that of a run whose labels are several target domains.
 
     Args:
         path: where it was read from.
-        label: one of its labels, or several with their shares; None where there is one, or none.
+        label: None where there is one, or where the run has no labels.
 
     Raises:
-        UserError: when it has not this label, or label does not say which.
+        UserError: when there is no such label, or none is named of several.
     """
     arguments = state.get("arguments")
     of_G = (arguments.get("G") if isinstance(arguments, dict) else None) or {}
     labels = of_G.get("labels", [])
-    shares = {label: 1.0} if isinstance(label, str) else dict(label or dict.fromkeys(labels[:1], 1.0))
     if not labels:
-        if label:
+        if label is not None:
             raise UserError(f"{path} has one target domain and no labels: leave --label out")
         return state
-    if not shares.keys() <= set(labels) or (label is None and len(labels) > 1):
-        raise UserError(f"{path} has the labels {', '.join(labels)}: name one of them with --label")
-    total = sum(shares.values())
-
-    def mixed(tensors: dict[str, Any]) -> dict[str, Any]:
-        def of(name: str) -> dict[str, Any]:
-            at = f"{labels.index(name)}."
-            return {key.removeprefix(at): tensor for key, tensor in tensors.items() if key.startswith(at)}
-
-        first, *others = ((of(name), share / total) for name, share in shares.items())
-        result = dict(first[0])
-        for key in (key for key, tensor in result.items() if others and tensor.is_floating_point()):
-            result[key] = sum(share * own[key] for own, share in (first, *others))
-        return result
-
-    own = {name: mixed(state[name]) for name in ("G", "ema", "D", "heads") if name in state}
+    if label not in ([None, *labels] if len(labels) == 1 else labels):
+        raise UserError(
+            f"{path} has the labels {', '.join(labels)}: name one with --label; a transfer starts from the"
+            " file that python -m transfer share writes of one"
+        )
+    label = labels[0] if label is None else label
+    at = f"{labels.index(label)}."
+    own: dict[str, Any] = {
+        name: {key.removeprefix(at): tensor for key, tensor in state[name].items() if key.startswith(at)}
+        for name in ("G", "ema", "D", "heads")
+        if name in state
+    }
     own["arguments"] = {"G": {key: value for key, value in of_G.items() if key != "labels"}}
-    return {**state, **own, "label": " and ".join(shares)}
+    return {**state, **own, "label": label}
 
 
-def of_run(run: Path, best: bool = False, label: Label = None) -> tuple[Path, dict[str, Any]]:
+def of_run(run: Path, best: bool = False, label: str | None = None) -> tuple[Path, dict[str, Any]]:
     """What find finds, where it is a run's checkpoint, which tells of its script, settings and step.
 
     Raises:

@@ -74,7 +74,7 @@ class Source:
     images: str | None = None
 
     @classmethod
-    def read(cls, path: Path, best: bool = False, label: checkpoints.Label = None) -> Source:
+    def read(cls, path: Path, best: bool = False, label: str | None = None) -> Source:
         """Read a shared file, a run's checkpoint, or a run's folder: its newest checkpoint, or its best one.
 
         label: of a run with several target domains, see checkpoints.of_label.
