@@ -21,6 +21,7 @@ from transfer.adapters import Adapter, applied
 from transfer.checkpoints import Checkpoints, of_label
 from transfer.drawing import crossing, generator, latents, mixed
 from transfer.drawing import draw as draws
+from transfer.folder import lines
 from transfer.images import Images
 from transfer.plan import Split, layers_of
 from transfer.shared import Source
@@ -205,10 +206,10 @@ def test_each_label_is_scored_by_its_own_images_and_the_mean_says_which_is_best(
         with torch.no_grad():
             expected = generator(Source.read(run, label=label))(z).add(1).mul(127.5).round()
         assert (pixels.float() - expected).abs().max() <= 1
-    lines = [line for line in record.Folder(run, several_targets.__file__).lines("scores")]
-    kids = [[line["labels"][label]["heldout"]["kid"] for label in LABELS] for line in lines]
-    assert [line["heldout"]["kid"] for line in lines] == pytest.approx([np.mean(each) for each in kids])
-    best = min(lines, key=lambda line: line["heldout"]["kid"])["step"]
+    found = lines(run, "scores")
+    kids = [[line["labels"][label]["heldout"]["kid"] for label in LABELS] for line in found]
+    assert [line["heldout"]["kid"] for line in found] == pytest.approx([np.mean(each) for each in kids])
+    best = min(found, key=lambda line: line["heldout"]["kid"])["step"]
     assert [e["step"] for e in Checkpoints(run).listed().values() if e.get("best")] == [best]
 
 
