@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments import labels
+from experiments import lines as lines_of_results
 from experiments.resume import equal
 from methods import projected_critic, several_targets
 from methods.several_targets import several
@@ -247,3 +249,21 @@ def test_the_reals_are_shown_a_row_of_each_label_in_turn(tmp_path):
         write(tmp_path / label, drawn(count, count))
     images = several_targets.in_rows(Images.load(tmp_path))
     assert [name[0] for name in images.names] == [*8 * "a", *3 * "b", "a"]
+
+
+def test_the_labels_of_a_run_are_judged_once_and_the_numbers_stored_counted(run, zoo, monkeypatch, tmp_path):
+    monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(record, "SCORED", 4)
+    monkeypatch.setattr(lines_of_results, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr("fid.load", lambda *_, **__: projection(name="tiny-12-bilinear-8"))
+    settings = labels.Settings(run, tuple(zoo / label for label in LABELS), ("efficientnet_lite0",))
+    for _ in range(2):
+        labels.main(settings)
+    found = lines_of_results.read("several")
+    assert [line["label"] for line in found] == LABELS
+    assert [line["scores"]["heldout"]["n_real"] for line in found] == [5, 6, 7]
+    two = sum(layer.kernel.weight.numel() for layer in layers_of(Generator(LATENT, WIDTH))[:2])
+    modulation, norms = 2 * WIDTH * WIDTH * (8 + 2) + 2 * 3 * WIDTH, 4 * WIDTH * (8 + 4 + 2 + 1)
+    assert {(line["shared"], line["own"]) for line in found} == {(two, modulation + norms)}
+    with pytest.raises(UserError, match="the labels are cats, dogs, owls"):
+        labels.main(replace(settings, references=(zoo,)))
