@@ -237,9 +237,8 @@ def main(settings: Settings) -> Path | None:
     clips = [Clip(each, settings.clip, carried=True) for each in D]
     if settings.dry_run:
         print(table(G=G[0], D=D[0]))
-        return print(
-            f"of what learns each label has its own {own_numbers(G):,} in G, {own_numbers(D):,} in D"
-        )
+        own_ones = f"{own_numbers(G):,} in G and {own_numbers(D):,} in D"
+        return print(f"of the numbers that learn each label has its own {own_ones}")
 
     lecam = nn.ModuleList(nn.ModuleList(LeCam(settings.lecam, device) for _ in each) for each in heads)
     balance = nn.ModuleList(Balance().to(device) for _ in labels)
@@ -256,36 +255,25 @@ def main(settings: Settings) -> Path | None:
     parts = learners | teachers | {"average": average}
     digits = f"G{settings.G.digits}-D{settings.D.digits}"
     run = Run(settings, __file__, in_rows(images), parts, title=digits, draw=draw, score=score)
-    lessons = [
-        lesson(
-            settings,
-            mine,
-            sight,
-            generate,
-            judge,
-            clip,
-            **{k: v[at] for k, v in learners.items()},
-            **teachers,
-        )
-        for at, (mine, generate, judge, clip) in enumerate(
-            zip(own, tuned[: len(labels)], tuned[len(labels) :], clips, strict=True)
-        )
-    ]
-    sharp = [
-        captured(partial(each, 0.0), device, settings.fast) for each in lessons
-    ]  # one graph has one blur
+    lessons = []
+    for at, (mine, clip) in enumerate(zip(own, clips, strict=True)):
+        a_labels = {name: part[at] for name, part in learners.items()}
+        how = settings, mine, sight, tuned[at], tuned[at + len(labels)], clip
+        lessons.append(lesson(*how, **a_labels, **teachers))
+    sharp = [captured(partial(each, 0.0), device, settings.fast) for each in lessons]
     losses = {}
     for step in run.steps():
         at = step % len(labels)
         sigma = settings.blur * max(0.0, 1 - step / len(labels) / settings.fade)
         now = sharp[at]() if sigma < SHARP else lessons[at](sigma)
         average.update(G, step)
-        losses |= {f"{key} {labels[at]}": value for key, value in now.items()}
+        losses |= {f"{key}/{labels[at]}": value for key, value in now.items()}
         run.losses(**losses)
         if step % settings.log_every == 0:
-            for label in labels:
-                if f"heads {label}" in losses and losses[f"heads {label}"] < WON:
-                    run.warn(f"the heads of {label} have won: give a larger blur or lecam")
+            for key, value in losses.items():
+                if key.startswith("heads/") and value < WON:
+                    label = key.removeprefix("heads/")
+                    run.warn(f"the heads of {label} have won: the generator learns little from them")
     return run.folder
 
 
