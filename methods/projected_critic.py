@@ -197,70 +197,75 @@ def step_unless(rests, optimizer):
     optimizer.step()
 
 
-def main(settings: Settings) -> Path | None:
-    """Train, and return the run's folder; None after a dry run."""
-    check(settings)
-    device = choose_device(settings.device)
-    torch.manual_seed(settings.seed)
-    source = None if settings.source is None else Source.read(settings.source)
-    latent, width, norm = settings.latent, settings.width, True
+class Sight:
+    """What the heads look at: images x (N, 3, H, W) -> the frozen network's maps (N, C, side, side).
+
+    Attributes:
+        shapes: those of one image's maps.
+        bf16: the network is rounded, and the heads compute in bf16.
+    """
+
+    def __init__(self, settings, device):
+        network = load(settings.features, device=str(device))
+        self.bf16 = settings.fast and bf16_on(device)
+        if self.bf16:  # what is frozen is rounded once
+            network = replace(network, parts=tuple(copy.deepcopy(part).bfloat16() for part in network.parts))
+        self.network, self.stretch = network, settings.stretch
+        with torch.no_grad():
+            self.shapes = [each.shape for each in self(torch.zeros(1, 3, 64, 64, device=device))]
+
+    def __call__(self, x):
+        return coarse(self.network.maps(x, self.stretch), self.stretch)
+
+
+def networks(settings, source, shapes, device):
+    """The generator, the critic of pixels, and a head for each shape, with what the source has of each."""
+    latent, width, norm = (
+        (settings.latent, settings.width, True)
+        if source is None
+        else (source.latent, source.width, source.norm)
+    )
     policies_G = policies_D = 5 * (FINETUNE,)
     if source is not None:
-        latent, width, norm = source.latent, source.width, source.norm
         policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
         policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
-    network = load(settings.features, device=str(device))
-    bf16 = settings.fast and bf16_on(device)
-    if bf16:  # what is frozen is rounded once
-        network = replace(network, parts=tuple(copy.deepcopy(part).bfloat16() for part in network.parts))
-    with torch.no_grad():
-        x = torch.zeros(1, 3, 64, 64, device=device)
-        shapes = [each.shape for each in coarse(network.maps(x, settings.stretch), settings.stretch)]
     G = Generator(latent, width, policies_G)
     D = Discriminator(width, policies_D, norm)
     heads = Heads(Head(shape[1], shape[2], settings.channels) for shape in shapes)
-    known = source is not None and settings.keep_heads and bool(source.heads)
     if source is not None:
         carry(G, source, "G")
         carry(D, source, "D")
-    if known:
-        heads.load_state_dict(source.heads)
+        if settings.keep_heads and source.heads:
+            heads.load_state_dict(source.heads)
     check_learning(G)
-    for part in (G, D, heads):
-        part.to(device, memory_format=torch.channels_last)
-    clip = Clip(D, settings.clip, carried=source is not None)
-    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
-    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
-    if settings.dry_run:
-        return print(table(G=G, D=D))
+    return [part.to(device, memory_format=torch.channels_last) for part in (G, D, heads)]
 
-    augment = Augment(settings.augment)
-    lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
-    balance = Balance().to(device)
-    average = Average(G, settings.ema_decay)
-    optimizer_D = optimizer("rmsprop", D, settings.critic_learning_rate)
+
+def optimizers(settings, G, D, heads, device):
+    """One for each of these: Adam without momentum, RMSprop for the critic of pixels."""
     moments = {"betas": (0.0, 0.99), "capturable": device.type == "cuda"}
     optimizer_G, optimizer_heads = (
         torch.optim.Adam(learning(each), settings.learning_rate, fused=True, **moments) for each in (G, heads)
     )
-    parts = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance, "average": average}
-    parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "optimizer_heads": optimizer_heads}
-    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
-    score = scorer(settings, images, seen=(settings.features,))
-    run = Run(settings, __file__, images, parts, title=digits, score=score)
+    optimizer_D = optimizer("rmsprop", D, settings.critic_learning_rate)
+    return {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "optimizer_heads": optimizer_heads}
+
+
+def lesson(
+    settings, images, sight, generate, judge, clip,
+    *, G, D, heads, lecam, balance, optimizer_G, optimizer_D, optimizer_heads,
+):  # fmt: skip
+    """An iteration, blur in pixels -> losses: critic and heads learn from images, G from both of them."""
+    device, augment = images.pixels.device, Augment(settings.augment)
 
     def shown(sigma):
         """A batch of real and one of generated images as the critics are to see them."""
         real = augment.real(images.batch(settings.batch_size))
-        fake = augment.fake(generate(torch.randn(settings.batch_size, latent, device=device)))
+        fake = augment.fake(generate(torch.randn(settings.batch_size, G.arguments["latent"], device=device)))
         return blurred(real, sigma), blurred(fake, sigma)
 
-    def maps(x):
-        return coarse(network.maps(x, settings.stretch), settings.stretch)
-
     def scores(features):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=sight.bf16):
             return [each.float() for each in heads(features)]
 
     def critic_step(real, fake):
@@ -297,8 +302,8 @@ def main(settings: Settings) -> Path | None:
         seen = fake.detach().requires_grad_()
         wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros((), device=device)
         with torch.no_grad():
-            real_maps = maps(real)
-        share, on_fake = heads_step(real_maps, maps(seen))
+            real_maps = sight(real)
+        share, on_fake = heads_step(real_maps, sight(seen))
         loss = -sum(each.mean() for each in on_fake)
         (from_heads,) = torch.autograd.grad(loss, seen)
         (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
@@ -307,6 +312,33 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.step()
         return {"heads": share, "wasserstein": wasserstein, "generator": loss.detach()}
 
+    return iteration
+
+
+def main(settings: Settings) -> Path | None:
+    """Train, and return the run's folder; None after a dry run."""
+    check(settings)
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    source = None if settings.source is None else Source.read(settings.source)
+    sight = Sight(settings, device)
+    G, D, heads = networks(settings, source, sight.shapes, device)
+    clip = Clip(D, settings.clip, carried=source is not None)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
+    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
+    if settings.dry_run:
+        return print(table(G=G, D=D))
+
+    lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
+    balance = Balance().to(device)
+    average = Average(G, settings.ema_decay)
+    learners = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance}
+    learners |= optimizers(settings, G, D, heads, device)
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
+    digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
+    score = scorer(settings, images, seen=(settings.features,))
+    run = Run(settings, __file__, images, learners | {"average": average}, title=digits, score=score)
+    iteration = lesson(settings, images, sight, generate, judge, clip, **learners)
     sharp = captured(partial(iteration, 0.0), device, settings.fast)  # one graph has one blur
     for step in run.steps():
         sigma = settings.blur * max(0.0, 1 - step / settings.fade)

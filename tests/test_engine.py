@@ -290,12 +290,14 @@ METHODS = [
     "mind2mind",
     "generative_latent_optimization",
     "projected_critic",
+    "several_targets",
 ]
 TERMS = dict.fromkeys(("l2_sp", "distillation", "ewc", "consistency", "lecam"), 0.1)
 OWN = {
     "methods.wgan_64_regularised": {**TERMS, "adapt": 2},
     "methods.mind2mind": {"autoencoder": 1, "hidden": 8},
     "methods.projected_critic": {"stretch": 64, "channels": 8, "fade": 2},
+    "methods.several_targets": {"stretch": 64, "channels": 8, "fade": 2},
 }
 ITERATIONS = [(name, {"augment": augment}) for name in LOOPS for augment in AUGMENTATIONS]
 ITERATIONS += [(script.removesuffix(".py"), {}) for script in TRANSFERS]
