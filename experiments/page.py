@@ -57,10 +57,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A table, and a part for each budget."""
+    """A table, and a part for each budget.
+
+    Attributes:
+        alone: parts of one row, where others compare several.
+    """
 
     table: Table
     parts: list[Part]
+    alone: list[Part] = field(default_factory=list)
 
 
 def minutes(runs: Lines, machines: list[str]) -> str:
@@ -145,7 +150,8 @@ def columns(every: Lines, machines: list[str]) -> dict[str, Cell]:
 def sections() -> list[Section]:
     """What the page and the report show: for each of the dissertation's tables one of each budget.
 
-    A budget that only one row has been given compares nothing: one such is shown, where no other compares.
+    A budget that only one row has been given compares nothing: one such is shown, where no other compares,
+    and the others are kept apart.
     """
     found, result = found_runs(), []
     for table in TABLES:
@@ -189,9 +195,9 @@ def sections() -> list[Section]:
                     untouched=own,
                 )
             )
-        comparing = [part for part in parts if len(part.rows) > 1]
-        comparing.sort(key=lambda part: part.budget.count)
-        result.append(Section(table, comparing or parts[-1:]))
+        parts.sort(key=lambda part: part.budget.count)
+        comparing, alone = ([part for part in parts if (len(part.rows) > 1) == several] for several in (1, 0))
+        result.append(Section(table, comparing, alone) if comparing else Section(table, alone[-1:]))
     return result
 
 
@@ -227,7 +233,7 @@ def leaderboard(found: list[Section]) -> tuple[Section, list[Section]]:
         places = {name: place for place, name in enumerate(ranked(part.runs)[1])}
         rows = sorted(part.rows, key=lambda row: places.get(row[0], len(places)))
         parts.append(replace(part, rows=rows))
-    return Section(league.table, parts), [each for each in found if each.table.key != "league"]
+    return replace(league, parts=parts), [each for each in found if each.table.key != "league"]
 
 
 def said(section: Section, part: Part) -> str:
@@ -271,7 +277,27 @@ def page() -> str:
         text += f"{wins(top) if board else said(section, top)}\n\n{figures.markdown(section)}"
         for part in section.parts:
             text += folded(f"All scores after {part.title}", whole(part))
+        text += longer(section) if board else ""
     return text + sources.markdown() + clips() + scale() + copies() + going_on()
+
+
+def longer(section: Section) -> str:
+    """The runs that went on for longer than any that they can be compared with."""
+    longest: dict[str | None, int] = {}
+    for part in section.parts:
+        longest[part.budget.images] = max(part.budget.count, longest.get(part.budget.images, 0))
+    parts = [part for part in section.alone if part.budget.count > longest.get(part.budget.images, 0)]
+    if not parts:
+        return ""
+    body, keys = [], ("FID", "precision", "recall", "density", "copies", "diversity", "seeds")
+    for part in parts:
+        head, *rows = narrow(part, *keys, "minutes of training")
+        body += [(row[0], str(part.budget.images), f"{part.budget.count:,}", *row[1:]) for row in rows]
+    machines = sorted({run["hardware"] for part in parts for runs in part.runs.values() for run in runs})
+    return (
+        "### Longer runs\n\nNo other plan has gone so far on the same images"
+        f" ({'; '.join(machines)}).\n\n{lines.markdown(('plan', 'images', 'iterations', *head[1:]), body)}\n"
+    )
 
 
 def clips() -> str:

@@ -38,6 +38,7 @@ class Settings:
     paths: Positional[tuple[Path, ...]] = ()  # GENERATED REAL [REFERENCE], or as above
     model: Path | None = None  # a run's folder, a checkpoint or a .safetensors file to draw images from
     best: bool = False  # the run's checkpoint with the best score, not its newest
+    label: str | None = None  # of a run with several target domains the one to draw
     count: Annotated[int | None, Bound("at least 2", 2)] = (
         None  # images to draw from the model, 1000 unless given
     )
@@ -77,7 +78,7 @@ def main(settings: Settings) -> None:
         statistics.save(settings.save, metrics.Gaussian.of(features.values), extractor, size)
         return print(f"the statistics of {len(features.rows)} images are in {settings.save}")
     if settings.model is not None:
-        source, size = Source.read(settings.model, settings.best), size or SIDE
+        source, size = Source.read(settings.model, settings.best, settings.label), size or SIDE
         seen = (source.settings.get("features"),)  # what the critic saw through, where it did
         sets = _apart(source, sets, size)
         drawn = drawing.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
@@ -126,9 +127,10 @@ def _sets(settings: Settings) -> tuple[Path, ...]:
         fitting, wanted = count in (2, 3), "GENERATED REAL [REFERENCE], each a folder or a zip of images"
     if not fitting:
         raise UserError(f"{count} path{'s' * (count != 1)} given: python -m fid wants {wanted}")
-    if not drawn and (settings.keep or settings.best or settings.count is not None):
+    about_drawing = settings.keep or settings.best or settings.label is not None or settings.count is not None
+    if not drawn and about_drawing:
         raise UserError(
-            "--keep, --best and --count are about images that are drawn: give --model RUN with them"
+            "--keep, --best, --label and --count are about images that are drawn: give --model RUN with them"
         )
     if settings.keep and GENERATED.is_dir() and any(GENERATED.iterdir()):
         raise UserError(

@@ -114,7 +114,7 @@ class Spectral(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn(rows), dim=0))
 
     def forward(self, kernel):
-        W = kernel.flatten(1)
+        W = kernel.movedim(1, -1).flatten(1)  # in the order of the memory, so that nothing is copied
         with torch.autocast(W.device.type, enabled=False):
             with torch.no_grad():
                 v = F.normalize(W.T @ self.u, dim=0)
@@ -197,91 +197,75 @@ def step_unless(rests, optimizer):
     optimizer.step()
 
 
-class InFloat32(nn.Module):
-    """A module of float32 between bf16: for what the CPU's bf16 backward pass is slow at."""
+class Sight:
+    """What the heads look at: images x (N, 3, H, W) -> the frozen network's maps (N, C, side, side).
 
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
+    Attributes:
+        shapes: those of one image's maps.
+        bf16: the network is rounded, and the heads compute in bf16.
+    """
 
-    def forward(self, x):
-        return self.module(x.float()).to(x.dtype)
+    def __init__(self, settings, device):
+        network = load(settings.features, device=str(device))
+        self.bf16 = settings.fast and bf16_on(device)
+        if self.bf16:  # what is frozen is rounded once
+            network = replace(network, parts=tuple(copy.deepcopy(part).bfloat16() for part in network.parts))
+        self.network, self.stretch = network, settings.stretch
+        with torch.no_grad():
+            self.shapes = [each.shape for each in self(torch.zeros(1, 3, 64, 64, device=device))]
+
+    def __call__(self, x):
+        return coarse(self.network.maps(x, self.stretch), self.stretch)
 
 
-def rounded(network):
-    """A frozen network in bf16, but for what that is slow at: the gradient of depthwise steps of 2."""
-    network.bfloat16()
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.groups > 1 and child.stride[0] > 1:
-                setattr(module, name, InFloat32(child.float()))
-    return network
-
-
-def main(settings: Settings) -> Path | None:
-    """Train, and return the run's folder; None after a dry run."""
-    check(settings)
-    device = choose_device(settings.device)
-    torch.manual_seed(settings.seed)
-    source = None if settings.source is None else Source.read(settings.source)
-    latent, width, norm = settings.latent, settings.width, True
+def networks(settings, source, shapes, device):
+    """The generator, the critic of pixels, and a head for each shape, with what the source has of each."""
+    latent, width, norm = (
+        (settings.latent, settings.width, True)
+        if source is None
+        else (source.latent, source.width, source.norm)
+    )
     policies_G = policies_D = 5 * (FINETUNE,)
     if source is not None:
-        latent, width, norm = source.latent, source.width, source.norm
         policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
         policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
-    network = load(settings.features, device=str(device))
-    bf16 = settings.fast and bf16_on(device)
-    if bf16:  # what is frozen is rounded once
-        network = replace(network, parts=tuple(rounded(copy.deepcopy(part)) for part in network.parts))
-    with torch.no_grad():
-        x = torch.zeros(1, 3, 64, 64, device=device, dtype=next(network.parts[0].parameters()).dtype)
-        shapes = [each.shape for each in coarse(network.maps(x, settings.stretch), settings.stretch)]
     G = Generator(latent, width, policies_G)
     D = Discriminator(width, policies_D, norm)
     heads = Heads(Head(shape[1], shape[2], settings.channels) for shape in shapes)
-    known = source is not None and settings.keep_heads and bool(source.heads)
     if source is not None:
         carry(G, source, "G")
         carry(D, source, "D")
-    if known:
-        heads.load_state_dict(source.heads)
+        if settings.keep_heads and source.heads:
+            heads.load_state_dict(source.heads)
     check_learning(G)
-    for part in (G, D, heads):
-        part.to(device, memory_format=torch.channels_last)
-    clip = Clip(D, settings.clip, carried=source is not None)
-    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
-    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
-    if settings.dry_run:
-        return print(table(G=G, D=D))
+    return [part.to(device, memory_format=torch.channels_last) for part in (G, D, heads)]
 
-    augment = Augment(settings.augment)
-    lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
-    balance = Balance().to(device)
-    average = Average(G, settings.ema_decay)
-    optimizer_D = optimizer("rmsprop", D, settings.critic_learning_rate)
+
+def optimizers(settings, G, D, heads, device):
+    """One for each of these: Adam without momentum, RMSprop for the critic of pixels."""
     moments = {"betas": (0.0, 0.99), "capturable": device.type == "cuda"}
     optimizer_G, optimizer_heads = (
         torch.optim.Adam(learning(each), settings.learning_rate, fused=True, **moments) for each in (G, heads)
     )
-    parts = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance, "average": average}
-    parts |= {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "optimizer_heads": optimizer_heads}
-    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
-    digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
-    score = scorer(settings, images, seen=(settings.features,))
-    run = Run(settings, __file__, images, parts, title=digits, score=score)
+    optimizer_D = optimizer("rmsprop", D, settings.critic_learning_rate)
+    return {"optimizer_G": optimizer_G, "optimizer_D": optimizer_D, "optimizer_heads": optimizer_heads}
+
+
+def lesson(
+    settings, images, sight, generate, judge, clip,
+    *, G, D, heads, lecam, balance, optimizer_G, optimizer_D, optimizer_heads,
+):  # fmt: skip
+    """An iteration, blur in pixels -> losses: critic and heads learn from images, G from both of them."""
+    device, augment = images.pixels.device, Augment(settings.augment)
 
     def shown(sigma):
         """A batch of real and one of generated images as the critics are to see them."""
         real = augment.real(images.batch(settings.batch_size))
-        fake = augment.fake(generate(torch.randn(settings.batch_size, latent, device=device)))
+        fake = augment.fake(generate(torch.randn(settings.batch_size, G.arguments["latent"], device=device)))
         return blurred(real, sigma), blurred(fake, sigma)
 
-    def maps(x):
-        return coarse(network.maps(x.to(torch.bfloat16) if bf16 else x, settings.stretch), settings.stretch)
-
     def scores(features):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=sight.bf16):
             return [each.float() for each in heads(features)]
 
     def critic_step(real, fake):
@@ -293,10 +277,8 @@ def main(settings: Settings) -> Path | None:
         return estimate.detach()
 
     def heads_step(real_maps, fake_maps):
-        """Hinge loss, as a share of what heads lose that know nothing, which is 1."""
-        pairs = zip(real_maps, fake_maps, strict=True)
-        both = scores([torch.cat(pair) for pair in pairs])
-        on_real, on_fake = zip(*(each.chunk(2) for each in both), strict=True)
+        """Hinge loss, as a share of what heads lose that know nothing; then their scores of the fakes."""
+        on_real, on_fake = scores(real_maps), scores(fake_maps)
         hinge = sum(
             F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)
         )
@@ -304,11 +286,11 @@ def main(settings: Settings) -> Path | None:
         share = hinge.detach() / (2 * len(on_real))
         rests = share <= settings.rest  # so that they do not run away from the generator
         if device.type == "cpu" and rests:  # elsewhere reading it would cost more than the backward pass
-            return share
+            return share, on_fake
         optimizer_heads.zero_grad()
-        (hinge + held).backward()
+        (hinge + held).backward(inputs=learning(heads))
         step_unless(rests, optimizer_heads)
-        return share
+        return share, scores(fake_maps)
 
     def iteration(sigma):
         if learning(D):
@@ -320,10 +302,9 @@ def main(settings: Settings) -> Path | None:
         seen = fake.detach().requires_grad_()
         wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros((), device=device)
         with torch.no_grad():
-            real_maps = maps(real)
-        fake_maps = maps(seen)
-        share = heads_step(real_maps, [each.detach() for each in fake_maps])
-        loss = -sum(each.mean() for each in scores(fake_maps))
+            real_maps = sight(real)
+        share, on_fake = heads_step(real_maps, sight(seen))
+        loss = -sum(each.mean() for each in on_fake)
         (from_heads,) = torch.autograd.grad(loss, seen)
         (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
         optimizer_G.zero_grad()
@@ -331,6 +312,33 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.step()
         return {"heads": share, "wasserstein": wasserstein, "generator": loss.detach()}
 
+    return iteration
+
+
+def main(settings: Settings) -> Path | None:
+    """Train, and return the run's folder; None after a dry run."""
+    check(settings)
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    source = None if settings.source is None else Source.read(settings.source)
+    sight = Sight(settings, device)
+    G, D, heads = networks(settings, source, sight.shapes, device)
+    clip = Clip(D, settings.clip, carried=source is not None)
+    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
+    print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
+    if settings.dry_run:
+        return print(table(G=G, D=D))
+
+    lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
+    balance = Balance().to(device)
+    average = Average(G, settings.ema_decay)
+    learners = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance}
+    learners |= optimizers(settings, G, D, heads, device)
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
+    digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
+    score = scorer(settings, images, seen=(settings.features,))
+    run = Run(settings, __file__, images, learners | {"average": average}, title=digits, score=score)
+    iteration = lesson(settings, images, sight, generate, judge, clip, **learners)
     sharp = captured(partial(iteration, 0.0), device, settings.fast)  # one graph has one blur
     for step in run.steps():
         sigma = settings.blur * max(0.0, 1 - step / settings.fade)

@@ -1,5 +1,6 @@
 """Adapters: what a run adds to its source, applied to it again, and mixed."""
 
+import shutil
 import sys
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 
 from methods import minegan
 from tests.conftest import LATENT
-from tests.runs import tiny
+from tests.runs import ROOT, tiny
 from transfer import UserError, shared
 from transfer.__main__ import adapter, apply, share
-from transfer.adapters import Adapter, applied
+from transfer.adapters import Adapter, applied, fingerprint
 from transfer.checkpoints import Checkpoints
 from transfer.plan import Split, plan
 from transfer.shared import Source
@@ -97,6 +98,38 @@ def test_what_does_not_belong_together_is_refused(faces, source, networks, tmp_p
         apply((other,), tmp_path / "mixed.safetensors", source, (0.5, 0.5))
 
 
+def test_without_its_critic_an_adapter_draws_the_same(faces, source, tmp_path):
+    run, whole, half = run_of(faces, source, tmp_path), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    adapter(run, whole), adapter(run, half, critic=False)
+    assert half.stat().st_size < whole.stat().st_size
+    origin = Source.read(source)
+    ends, other = applied(origin, [Adapter.read(half)], [1]), applied(origin, [Adapter.read(whole)], [1])
+    torch.testing.assert_close(ends["ema"], other["ema"], rtol=0, atol=0)
+    assert all(torch.equal(ends["D"][key], tensor) for key, tensor in origin.discriminator.items())
+    with pytest.raises(UserError, match=r"is an adapter.*transfer apply"):
+        Source.read(half)
+
+
+def test_the_shipped_adapter_is_of_the_shipped_source():
+    own = Adapter.read(ROOT / "pretrained_model" / "cartoon_64.safetensors")
+    origin = Source.read(ROOT / "pretrained_model" / own.card["settings"]["source"])
+    assert own.source == fingerprint(origin), "make it anew: it is of another source"
+    half, whole = (applied(origin, [own], [share])["ema"]["conv5.weight"] for share in (0.5, 1))
+    torch.testing.assert_close(half, (origin.generator["conv5.weight"] + whole) / 2)
+
+
+def test_the_source_of_an_adapter_is_looked_for_by_its_name(faces, source, tmp_path, monkeypatch):
+    own, place = tmp_path / "own.safetensors", tmp_path / "pretrained_model"
+    adapter(run_of(faces, source, tmp_path), own)
+    monkeypatch.setattr("transfer.__main__.ROOT", tmp_path)
+    with pytest.raises(UserError, match=f"{source.name}, the adapters' source, is not in"):
+        apply((own,), tmp_path / "mixed.safetensors")
+    place.mkdir()
+    shutil.copy(source, place)
+    apply((own,), tmp_path / "mixed.safetensors")
+    assert Source.read(tmp_path / "mixed.safetensors").latent == LATENT
+
+
 def test_a_miner_is_an_adapter_too(faces, source, tmp_path):
     _, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path)
     fields = minegan.Settings.__dataclass_fields__
@@ -126,4 +159,4 @@ def test_the_command_lines(program, faces, source, tmp_path):
     torch.testing.assert_close(mixed.generator, whole.generator, rtol=1e-3, atol=1e-5)
     assert transfer("share", run, files["whole"])[0] == 0 and files["whole"].exists()
     status, out = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
-    assert status == 2 and "another source" in out and out.count("\n") == 1
+    assert status == 2 and "give --source" in out and out.count("\n") == 1

@@ -602,6 +602,10 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     monkeypatch.setattr(lines, "read", lambda kind: found * (kind == "run"))
     (section,) = pages.sections()
     assert [part.title for part in section.parts] == ["10 iterations of 16 images"]
+    assert [part.title for part in section.alone] == ["20 iterations of 16 images"]
+    assert "| 20 |" in pages.longer(section)
+    shorter = replace(section.alone[0], budget=replace(section.alone[0].budget, count=5))
+    assert pages.longer(replace(section, alone=[shorter])) == ""
     monkeypatch.setattr(lines, "read", lambda kind: found[2:] * (kind == "run"))
     (section,) = pages.sections()
     assert [part.title for part in section.parts] == ["20 iterations of 16 images"]

@@ -24,6 +24,7 @@ from transfer.settings import check
 OWN = {
     "methods.mind2mind": {"autoencoder": 1, "hidden": 8},
     "methods.projected_critic": {"stretch": 64, "channels": 8},
+    "methods.several_targets": {"stretch": 64, "channels": 8},
 }
 
 

@@ -26,7 +26,7 @@ from transfer.record import Run
 from transfer.settings import Before, Bound, check, command_line, complete, plain, user_errors
 from transfer.weights import Average, optimizer
 
-METHODS = ["minegan", "mind2mind", "generative_latent_optimization", "projected_critic"]
+METHODS = ["minegan", "mind2mind", "generative_latent_optimization", "projected_critic", "several_targets"]
 SCRIPTS = [*NAMES, *(f"methods.{name}" for name in METHODS)]
 
 

@@ -2,6 +2,7 @@
 
     python -m transfer draw target_domain/0001-wgan_64_finetune-G005-D005 --count 1000 --to drawn
     python -m transfer draw pretrained_model/wgan_64.safetensors --grid faces.png --walk faces.webp
+    python -m transfer draw target_domain/0002-several_targets-G032-D203 --label anime toon --walk both.webp
     python -m transfer share source_domain/0001-wgan_64 mine.safetensors --licence mit
     python -m transfer adapter target_domain/0001-wgan_64_scale_shift-G050-D050 cartoon.safetensors
     python -m transfer apply cartoon.safetensors anime.safetensors --shares 0.5 0.5 --to between.safetensors
@@ -40,7 +41,6 @@ from transfer.images import grid as grid_of
 from transfer.settings import ROOT, Bound, registry, user_errors
 from transfer.shared import Source
 
-SOURCE = ROOT / "pretrained_model" / "wgan_64.safetensors"
 DRAWN = 64  # images, unless count says otherwise
 WALKED, STEPS, PAUSE = 8, 16, 60  # a walk's latents, its images from each to the next, ms for an image
 
@@ -55,6 +55,8 @@ def draw(
     truncate: float = 1.0,
     latents: Path | None = None,
     best: bool = False,
+    label: tuple[str, ...] = (),
+    shares: tuple[float, ...] = (),
     device: str | None = None,
 ) -> None:
     """Draw images from a model, to a folder, as a grid, as a walk, or several of these.
@@ -63,7 +65,8 @@ def draw(
         model: a run's folder (its newest checkpoint), a checkpoint or a .safetensors file.
         to: a new or empty folder, for count PNG files.
         grid: a picture to write, of all the images side by side.
-        walk: an animation to write (.webp, .gif or .png), from each of the first 8 latents to the next.
+        walk: an animation to write (.webp, .gif or .png), from each of the first 8 latents to the next; with
+            several labels and no shares, of these latents from each label to the next.
         count: how many images; 64, or as many as the latents file holds.
         seed: of the latents; the same seed draws the same images.
         truncate: the latents are multiplied by it. Below 1 the images are softer and more alike; far below,
@@ -71,6 +74,8 @@ def draw(
         latents: a .npy or .safetensors file of latents (N, latent), to draw the same ones from several
             models. Where it does not exist yet, this seed's latents are written to it.
         best: the run's checkpoint with the best score, not its newest.
+        label: of a run with several target domains the one to draw, or those to mix.
+        shares: one number for each of several labels; equal ones, unless given.
         device: cuda or mps where there is such a GPU, else cpu.
 
     Raises:
@@ -88,10 +93,16 @@ def draw(
     _check_name(grid, ".png", ".jpg", ".webp"), _check_name(walk, ".webp", ".gif", ".png")
     if latents is not None and not latents.exists():
         _check_name(latents, ".npy", ".safetensors")
-    source, where = Source.read(model, best), choose_device(device)
+    if shares and (len(shares) != len(label) or sum(shares) <= 0 or min(shares) < 0):
+        raise UserError(
+            f"shares are {shares} for {len(label)} labels: give one for each, of at least 0, not all 0"
+        )
+    models, where = [Source.read(model, best, each) for each in label or (None,)], choose_device(device)
+    parts = shares or (1,) * len(models)
+    source = drawing.mixed(models, [part / sum(parts) for part in parts])
     z = _latents(source, latents, count, seed)
 
-    def images(z: torch.Tensor) -> itertools.chain[torch.Tensor]:
+    def images(z: torch.Tensor, source: Source = source) -> itertools.chain[torch.Tensor]:
         return itertools.chain.from_iterable(drawing.stream(source, z * truncate, where))
 
     if to is not None:
@@ -99,7 +110,10 @@ def draw(
         print(f"{len(z):,} images are in {to}")
     if grid is not None:
         _write_picture(grid, [grid_of(torch.stack([*images(z)]), math.ceil(math.sqrt(len(z))))])
-    if walk is not None:
+    if walk is not None and len(label) > 1 and not shares:
+        way = (torch.stack([*images(z[:WALKED], each)]) for each in drawing.crossing(models, STEPS))
+        _write_picture(walk, [grid_of(each, WALKED // 2) for each in way])
+    elif walk is not None:
         if len(z) < 2:
             raise UserError("a walk needs two latents to go between: give a count of at least 2")
         way = images(drawing.walk(z[:WALKED], STEPS))
@@ -137,7 +151,11 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def share(
-    run: Positional[Path], file: Positional[Path], licence: str | None = None, best: bool = False
+    run: Positional[Path],
+    file: Positional[Path],
+    licence: str | None = None,
+    best: bool = False,
+    label: str | None = None,
 ) -> None:
     """Write FILE.safetensors, its card as FILE.md and a grid as FILE.png from a checkpoint.
 
@@ -146,12 +164,13 @@ def share(
         file: the file to write.
         licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
         best: the run's checkpoint with the best score, not its newest.
+        label: of a run with several target domains the one to share.
 
     Raises:
         UserError: when the run has no checkpoint, or the file's name is taken or has another ending.
     """
     _check_names(file)
-    path, state = checkpoints.of_run(run, best)
+    path, state = checkpoints.of_run(run, best, label)
     _publish(file, state, card_of(path, state), licence)
 
 
@@ -183,7 +202,12 @@ def _check_names(file: Path) -> None:
 
 
 def adapter(
-    run: Positional[Path], file: Positional[Path], best: bool = False, source: Path | None = None
+    run: Positional[Path],
+    file: Positional[Path],
+    best: bool = False,
+    source: Path | None = None,
+    critic: bool = True,
+    label: str | None = None,
 ) -> None:
     """Write the tensors of a checkpoint that its run's source has not to FILE.safetensors.
 
@@ -192,12 +216,16 @@ def adapter(
         file: the file to write.
         best: the run's checkpoint with the best score, not its newest.
         source: where the run's source is, if not where it was when the run began.
+        critic: without it the file is enough to draw and to mix, and often less than half as large.
+        label: of a run with several target domains the one to take out.
 
     Raises:
         UserError: when the run has no checkpoint or no source, or the file's name has another ending.
     """
     _check_name(file)
-    own = Adapter.of(run, best, source)
+    own = Adapter.of(run, best, source, label)
+    if not critic:
+        own.networks["D"].clear()
     own.write(file)
     numbers = sum(tensor.numel() for tensors in own.networks.values() for tensor in tensors.values())
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB, {numbers:,} numbers) is written")
@@ -206,7 +234,7 @@ def adapter(
 def apply(
     adapters: Positional[tuple[Path, ...]],
     to: Path,
-    source: Path = SOURCE,
+    source: Path | None = None,
     shares: tuple[float, ...] = (),
     licence: str | None = None,
 ) -> None:
@@ -215,7 +243,7 @@ def apply(
     Args:
         adapters: the files that python -m transfer adapter has written.
         to: the file to write, which is read where a source or a run is.
-        source: what the adapters were carried over from.
+        source: what the adapters were carried over from; what has its name in pretrained_model/ if not given.
         shares: one number for each adapter; equal ones that add up to 1, unless given.
         licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
 
@@ -229,7 +257,11 @@ def apply(
             f"{len(shares)} shares for {len(adapters)} adapters: give one for each of at least one"
         )
     found = [Adapter.read(file) for file in adapters]
-    networks = applied(shared.Source.read(source), found, shares)
+    if source is None:
+        source = ROOT / "pretrained_model" / str(found[0].card["settings"]["source"])
+        if not source.exists():
+            raise UserError(f"{source.name}, the adapters' source, is not in {source.parent}: give --source")
+    networks = applied(Source.read(source), found, shares)
     mixed = [
         {"adapter": file.name, "share": share, "images": each.card.get("images", {})}
         for file, share, each in zip(adapters, shares, found, strict=True)
@@ -256,7 +288,9 @@ def import_(files: Positional[tuple[Path, ...]], to: Path, licence: str | None =
     _publish(to, networks, card, licence, half=())
 
 
-def export(model: Positional[Path], file: Positional[Path], best: bool = False) -> None:
+def export(
+    model: Positional[Path], file: Positional[Path], best: bool = False, label: str | None = None
+) -> None:
     """Write the averaged generator as an ONNX file, compared with torch on the same latents.
 
     Its input z (N, latent) are numbers from N(0, 1), its output images (N, 3, 64, 64) are in [-1, 1].
@@ -265,12 +299,13 @@ def export(model: Positional[Path], file: Positional[Path], best: bool = False) 
         model: a run's folder (its newest checkpoint), a checkpoint or a .safetensors file.
         file: the .onnx file to write.
         best: the run's checkpoint with the best score, not its newest.
+        label: of a run with several target domains the one to export.
 
     Raises:
         UserError: when onnx is not installed, or the file would draw other images.
     """
     _check_name(file, ".onnx")
-    content, distance = as_onnx(Source.read(model, best))
+    content, distance = as_onnx(Source.read(model, best, label))
     _write(file, content)
     compared = (
         "not compared with torch, since onnxruntime is not installed"

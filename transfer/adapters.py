@@ -38,15 +38,18 @@ class Adapter:
     card: dict[str, Any]
 
     @classmethod
-    def of(cls, run: Path, best: bool = False, source: Path | None = None) -> Adapter:
+    def of(
+        cls, run: Path, best: bool = False, source: Path | None = None, label: str | None = None
+    ) -> Adapter:
         """What a checkpoint, or a run's newest or best one, has that the run's source has not.
 
         source: where the source is, if not where it was when the run began.
+        label: of a run with several target domains, see checkpoints.of_label.
 
         Raises:
             UserError: when the run was not carried over from a source, or that is not there.
         """
-        path, state = checkpoints.of_run(run, best)
+        path, state = checkpoints.of_run(run, best, label)
         settings = state["settings"]
         if settings.get("source") is None or "G" not in settings:
             raise UserError(f"{run} was not carried over from a source under a plan: share it whole")

@@ -26,6 +26,7 @@ def card_of(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
         "iterations": state["step"],
         "arguments": state.get("arguments", {}),
         "settings": settings,
+        "label": state.get("label"),
         "images": {"name": settings.get("images"), "fingerprint": state.get("fingerprint"), **images},
         "seconds": seconds(run, state["step"], settings) if known else None,
         **{key: known.get(key) for key in ("hardware", "versions")},
@@ -108,9 +109,10 @@ def _opening(card: dict[str, Any]) -> str:
         return f"A generator and a critic: `{base_of(card)}` with {parts} added."
     began = f", from `{base_of(card)}`" if base_of(card) else ""
     updates = f" for {card['iterations']:,} generator updates" if "iterations" in card else ""
+    label = f", for its label `{card['label']}`" if "label" in card else ""
     return (
         f"A generator and a critic, trained by `{card['script']}`{began}, on"
-        f" {_images(card.get('images', {}))}{updates}. Images of 64 x 64 pixels."
+        f" {_images(card.get('images', {}))}{label}{updates}. Images of 64 x 64 pixels."
     )
 
 

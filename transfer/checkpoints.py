@@ -311,21 +311,58 @@ class Checkpoints:
                     path.unlink()
 
 
-def find(model: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
+def find(model: Path, best: bool = False, label: str | None = None) -> tuple[Path, dict[str, Any]]:
     """A run's newest checkpoint, or its best one, or the checkpoint that is given; and what is in it.
 
+    label: of a run with several target domains, see of_label.
+
     Raises:
-        UserError: when there is none, or best is asked of a file.
+        UserError: when there is none, best is asked of a file, or it has not this label.
     """
     if Path(model).is_dir():
         kept = Checkpoints(model)
-        return kept.best() if best else kept.newest()
-    if best:
+        path, state = kept.best() if best else kept.newest()
+    elif best:
         raise UserError(f"{model} is a file: --best wants a run's folder, to find the best checkpoint in it")
-    return Path(model), load(model)
+    else:
+        path, state = Path(model), load(model)
+    return path, of_label(path, state, label)
 
 
-def of_run(run: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
+def of_label(path: Path, state: dict[str, Any], label: str | None = None) -> dict[str, Any]:
+    """The checkpoint of one label's networks, from that of a run whose labels are several target domains.
+
+    Args:
+        path: where it was read from.
+        label: None where there is one, or where the run has no labels.
+
+    Raises:
+        UserError: when there is no such label, or none is named of several.
+    """
+    arguments = state.get("arguments")
+    of_G = (arguments.get("G") if isinstance(arguments, dict) else None) or {}
+    labels = of_G.get("labels", [])
+    if not labels:
+        if label is not None:
+            raise UserError(f"{path} has one target domain and no labels: leave --label out")
+        return state
+    if label not in ([None, *labels] if len(labels) == 1 else labels):
+        raise UserError(
+            f"{path} has the labels {', '.join(labels)}: name one with --label; a transfer starts from the"
+            " file that python -m transfer share writes of one"
+        )
+    label = labels[0] if label is None else label
+    at = f"{labels.index(label)}."
+    own: dict[str, Any] = {
+        name: {key.removeprefix(at): tensor for key, tensor in state[name].items() if key.startswith(at)}
+        for name in ("G", "ema", "D", "heads")
+        if name in state
+    }
+    own["arguments"] = {"G": {key: value for key, value in of_G.items() if key != "labels"}}
+    return {**state, **own, "label": label}
+
+
+def of_run(run: Path, best: bool = False, label: str | None = None) -> tuple[Path, dict[str, Any]]:
     """What find finds, where it is a run's checkpoint, which tells of its script, settings and step.
 
     Raises:
@@ -333,7 +370,7 @@ def of_run(run: Path, best: bool = False) -> tuple[Path, dict[str, Any]]:
     """
     if Path(run).suffix == ".safetensors" and not Path(run).is_dir():
         raise UserError(f"{run} is a model's file, and no run: give the run's folder, or a checkpoint in it")
-    path, state = find(run, best)
+    path, state = find(run, best, label)
     if not {"script", "settings", "step", "ema"} <= state.keys():
         raise UserError(f"{path} is not a run's checkpoint: give a run's folder, or a checkpoint in it")
     return path, state

@@ -6,7 +6,8 @@ import importlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -71,6 +72,26 @@ def generator(source: Source) -> nn.Module:
             " folder, or share it anew with python -m transfer"
         ) from None
     return network.eval().requires_grad_(False)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Between models.
+
+
+def mixed(models: Sequence[Source], shares: Sequence[float]) -> Source:
+    """A model between those of one plan, such as a run's labels: each one's generator, times its share."""
+    first, *others = models
+    tensors = dict(first.generator)
+    for key in (key for key, tensor in tensors.items() if others and tensor.is_floating_point()):
+        tensors[key] = sum(share * each.generator[key] for share, each in zip(shares, models, strict=True))
+    return replace(first, generator=tensors)
+
+
+def crossing(models: Sequence[Source], steps: int) -> Iterator[Source]:
+    """Models (n * steps) on the way from each of n to the next, and from the last back to the first."""
+    for one, other in zip(models, (*models[1:], models[0]), strict=True):
+        for step in range(steps):
+            yield mixed((one, other), (1 - step / steps, step / steps))
 
 
 # ----------------------------------------------------------------------------------------------------------

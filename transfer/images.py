@@ -116,9 +116,9 @@ class Images:
         if n >= len(self):
             raise UserError(f"{n} of {len(self)} images cannot be set aside: leave some to train on")
         if not n:
-            return self, self._some(torch.arange(0))
+            return self, self.some(torch.arange(0))
         order = torch.randperm(len(self))
-        return self._some(order[n:].sort().values), self._some(order[:n].sort().values)
+        return self.some(order[n:].sort().values), self.some(order[:n].sort().values)
 
     def hold_out(self, share: float, seed: int) -> Images:
         """These images without a share of them, from 0 to 0.5, which is the held_out of what is returned.
@@ -147,10 +147,16 @@ class Images:
             )
         kept = torch.ones(len(self), dtype=torch.bool)
         kept[aside] = False
-        rest, held_out = (self._some(side.nonzero().flatten()) for side in (kept, ~kept))
+        rest, held_out = (self.some(side.nonzero().flatten()) for side in (kept, ~kept))
         return replace(rest, copies=len(rest) - different, held_out=held_out)
 
-    def _some(self, places: Tensor) -> Images:
+    def kind(self, place: int) -> Images:
+        """The images of one of the kinds, with those of them that were set aside."""
+        mine = self.some((self.labels == place).nonzero().flatten())
+        return mine if self.held_out is None else replace(mine, held_out=self.held_out.kind(place))
+
+    def some(self, places: Tensor) -> Images:
+        """The images at these places (n,), in this order."""
         names = tuple(self.names[place] for place in places)
         labels = None if self.labels is None else self.labels[places]
         return replace(self, pixels=self.pixels[places], names=names, labels=labels)

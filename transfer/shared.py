@@ -74,17 +74,19 @@ class Source:
     images: str | None = None
 
     @classmethod
-    def read(cls, path: Path, best: bool = False) -> Source:
+    def read(cls, path: Path, best: bool = False, label: str | None = None) -> Source:
         """Read a shared file, a run's checkpoint, or a run's folder: its newest checkpoint, or its best one.
 
+        label: of a run with several target domains, see checkpoints.of_label.
+
         Raises:
-            UserError: when path is none of these, or holds no generator of this project.
+            UserError: when path is none of these, holds no generator of this project, or has not this label.
         """
         path = Path(path)
         if path.suffix == ".safetensors" and not path.is_dir() and not best:
-            found = _read_shared(path)
+            found = checkpoints.of_label(path, _read_shared(path), label)
         else:
-            path, found = checkpoints.find(path, best)
+            path, found = checkpoints.find(path, best, label)
         return cls.of(path, found)
 
     @classmethod
@@ -197,7 +199,13 @@ def _read_shared(path: Path) -> dict[str, Any]:
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            card = _card((file.metadata() or {}).get("card", "{}"), path)
+            told = file.metadata() or {}
+        if "adapter" in told:
+            raise UserError(
+                f"{path} is an adapter, which is part of a model: python -m transfer apply {path} --to"
+                " whole.safetensors makes a model of it"
+            )
+        card = _card(told.get("card", "{}"), path)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: give a .safetensors file, a checkpoint or a run's folder"

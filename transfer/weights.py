@@ -115,4 +115,6 @@ class Average:
 
 
 def _floats(network: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    """Each once, also what several networks in one share."""
+    tensors = (*network.parameters(), *network.buffers())
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
