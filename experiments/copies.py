@@ -101,6 +101,24 @@ def main(settings: Settings) -> None:
         print(f"{name}: {line['of_training']:.2f} of training images, {line['of_new']:.2f} of new ones")
 
 
+def markdown() -> str:
+    """What experiments.copies has measured."""
+    found = lines.read("copies")
+    if not found:
+        return ""
+    shares = [(line["row"], f"{line['of_training']:.2f}", f"{line['of_new']:.2f}") for line in found]
+    first = found[0]
+    return (
+        "## What the memorisation measure sees\n\nWritten by `python -m experiments.copies`: the share that"
+        f" `copies` reports of {first['training']} training images that were changed, and of {first['new']}"
+        f" new images changed likewise, set by {first['others']:,} held-out images ({first['images']},"
+        f" {first['reference']}; {first['hardware']}).\n\n"
+        + lines.folded(
+            "The shares", lines.markdown(("change", "of training images", "of new images"), shares)
+        )
+    )
+
+
 if __name__ == "__main__":
     with user_errors():
         main(command_line(Settings))

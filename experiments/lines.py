@@ -39,3 +39,8 @@ def append(line: dict[str, Any]) -> None:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def folded(summary: str, text: str) -> str:
+    """Markdown that is opened by a click."""
+    return f"<details><summary>{summary}</summary>\n\n{text.rstrip()}\n\n</details>\n\n"

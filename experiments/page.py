@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments import figures, lines, sources
+from experiments import copies, figures, lines, resume, scale, sources
 from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
 from experiments.runs import JUDGES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
@@ -243,11 +243,6 @@ def said(section: Section, part: Part) -> str:
     return sentence(part)
 
 
-def folded(summary: str, text: str) -> str:
-    """Markdown that is opened by a click."""
-    return f"<details><summary>{summary}</summary>\n\n{text.rstrip()}\n\n</details>\n\n"
-
-
 def whole(part: Part) -> str:
     """Everything that there is to say of a part."""
     text = f"{part.about}\n\n" + lines.markdown(part.head, part.rows) + "\n"
@@ -261,7 +256,7 @@ def page() -> str:
     text = (
         "# Results\n\nWritten by `python -m experiments report` from `experiments/results.jsonl`; nothing"
         " is typed by hand here. KID x 1000: less is better. [scores.md](scores.md) says what each score"
-        f" means.\n\n{folded('How to read the figures', NOTE)}## Leaderboard\n\n"
+        f" means.\n\n{lines.folded('How to read the figures', NOTE)}## Leaderboard\n\n"
     )
     for section in (league, *found):
         table, board = section.table, section is league
@@ -276,9 +271,9 @@ def page() -> str:
         text += "".join(f"{note}\n\n" for note in top.footnotes)
         text += f"{wins(top) if board else said(section, top)}\n\n{figures.markdown(section)}"
         for part in section.parts:
-            text += folded(f"All scores after {part.title}", whole(part))
+            text += lines.folded(f"All scores after {part.title}", whole(part))
         text += longer(section) if board else ""
-    return text + sources.markdown() + clips() + scale() + copies() + going_on()
+    return text + sources.markdown() + clips() + scale.markdown() + copies.markdown() + resume.markdown()
 
 
 def longer(section: Section) -> str:
@@ -328,90 +323,8 @@ def clips() -> str:
         "## The clip of a modulated critic\n\nThe critic's effective kernel must stay in the clip, and three"
         " rules have kept it there ([decisions.md](decisions.md)). Runs with the earlier ones stand in no"
         " other table. KID x 1000 at the end, with the number of seeds.\n\n"
-        + folded(
+        + lines.folded(
             "The scores",
             lines.markdown(("", "", *rules, "clamped where it is computed (today)"), body),
         )
     )
-
-
-def scale() -> str:
-    """The scale's part of docs/results.md."""
-    head = (
-        "",
-        "generated",
-        "real",
-        "FID",
-        "KID x 1000",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "near copies",
-    )
-    table = []
-    found = lines.read("scale")
-    for line in found:
-        table.append(
-            scale_cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies"))
-        )
-        if line["heldout"]:
-            table.append(
-                scale_cells("... against held-out images", line["n_generated"], line["heldout"], None)
-            )
-    text = lines.markdown(head, table)
-    extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
-    machines = sorted({line["hardware"] for line in found})
-    return (
-        "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
-        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n"
-        + folded("The scores", text)
-    )
-
-
-def scale_cells(name: str, generated: int, scores: dict, copies: float | None) -> tuple[str, ...]:
-    """A row of the table."""
-    numbers = [scores[key] for key in ("precision", "recall", "density", "coverage")] + [copies]
-    shares = ("" if number is None else f"{number:.2f}" for number in numbers)
-    return (
-        name,
-        f"{generated:,}",
-        f"{scores['n_real']:,}",
-        f"{scores['fid']:.1f}",
-        f"{1e3 * scores['kid']:.1f}",
-        *shares,
-    )
-
-
-def copies() -> str:
-    """What experiments.copies has measured."""
-    found = lines.read("copies")
-    if not found:
-        return ""
-    shares = [(line["row"], f"{line['of_training']:.2f}", f"{line['of_new']:.2f}") for line in found]
-    first = found[0]
-    return (
-        "## What the memorisation measure sees\n\nWritten by `python -m experiments.copies`: the share that"
-        f" `copies` reports of {first['training']} training images that were changed, and of {first['new']}"
-        f" new images changed likewise, set by {first['others']:,} held-out images ({first['images']},"
-        f" {first['reference']}; {first['hardware']}).\n\n"
-        + folded("The shares", lines.markdown(("change", "of training images", "of new images"), shares))
-    )
-
-
-def going_on() -> str:
-    """What experiments.resume has measured, in words."""
-    text = ""
-    for line in lines.read("resume"):
-        outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
-        text += (
-            f"- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"
-            f" killed (SIGKILL) after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
-            f" networks, average, optimizers, random state and samples are {outcome} to those of the unbroken"
-            f" run. SIGTERM in the third iteration: status {line['sigterm_status']},"
-            f" {line['sigterm_seconds']:.1f} s, {line['sigterm_iterations_lost']} iterations lost. A"
-            f" checkpoint ({line['checkpoint_bytes'] / 1e6:.1f} MB) took {line['checkpoint_seconds']:.2f} s"
-            f" to write, sync, read back and list; the run took {line['seconds']:.0f} s."
-        )
-    head = "## Killed and gone on with\n\nWritten by `python -m experiments.resume`.\n"
-    return f"{head}{text}\n" if text else ""

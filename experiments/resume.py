@@ -119,6 +119,24 @@ def main(settings: Settings) -> None:
     print(json.dumps(line, indent=2))
 
 
+def markdown() -> str:
+    """What experiments.resume has measured, in words."""
+    text = ""
+    for line in lines.read("resume"):
+        outcome = "equal to the bit" if line["state_equal"] and line["samples_equal"] else "NOT equal"
+        text += (
+            f"- `{line['row']}` at full width ({line['hardware']}, torch {line['versions']['torch']}):"
+            f" killed (SIGKILL) after iteration {line['killed_at']}, resumed after {line['resumed_after']};"
+            f" networks, average, optimizers, random state and samples are {outcome} to those of the unbroken"
+            f" run. SIGTERM in the third iteration: status {line['sigterm_status']},"
+            f" {line['sigterm_seconds']:.1f} s, {line['sigterm_iterations_lost']} iterations lost. A"
+            f" checkpoint ({line['checkpoint_bytes'] / 1e6:.1f} MB) took {line['checkpoint_seconds']:.2f} s"
+            f" to write, sync, read back and list; the run took {line['seconds']:.0f} s."
+        )
+    head = "## Killed and gone on with\n\nWritten by `python -m experiments.resume`.\n"
+    return f"{head}{text}\n" if text else ""
+
+
 if __name__ == "__main__":
     chosen = command_line(Settings)
     with user_errors():

@@ -86,6 +86,50 @@ def main(settings: Settings) -> None:
         print(f"{name}: {scores}")
 
 
+def markdown() -> str:
+    """The scale's part of docs/results.md."""
+    head = (
+        "",
+        "generated",
+        "real",
+        "FID",
+        "KID x 1000",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "near copies",
+    )
+    table = []
+    found = lines.read("scale")
+    for line in found:
+        table.append(cells(line["row"], line["n_generated"], line, line["memorisation"].get("near_copies")))
+        if line["heldout"]:
+            table.append(cells("... against held-out images", line["n_generated"], line["heldout"], None))
+    text = lines.markdown(head, table)
+    extractors = sorted({f"{line['extractor']}, {line['resize']}, seed {line['seed']}" for line in found})
+    machines = sorted({line["hardware"] for line in found})
+    return (
+        "## The scale of the scores\n\nWritten by `python -m experiments.scale`.\n\n"
+        f"Extractor: {'; '.join(extractors)}. Hardware: {'; '.join(machines)}.\n\n"
+        + lines.folded("The scores", text)
+    )
+
+
+def cells(name: str, generated: int, scores: dict, copies: float | None) -> tuple[str, ...]:
+    """A row of the table."""
+    numbers = [scores[key] for key in ("precision", "recall", "density", "coverage")] + [copies]
+    shares = ("" if number is None else f"{number:.2f}" for number in numbers)
+    return (
+        name,
+        f"{generated:,}",
+        f"{scores['n_real']:,}",
+        f"{scores['fid']:.1f}",
+        f"{1e3 * scores['kid']:.1f}",
+        *shares,
+    )
+
+
 if __name__ == "__main__":
     with user_errors():
         main(command_line(Settings))

@@ -21,7 +21,7 @@ import fid.scores
 import wgan_64
 import wgan_64_transferlearning
 from experiments import __main__ as commands
-from experiments import judge, lines, report, selection, strip, tables, verdict
+from experiments import judge, lines, report, scale, selection, strip, tables, verdict
 from experiments import page as pages
 from experiments import runs as runs_
 from experiments.runs import Budget
@@ -57,7 +57,7 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     line |= {"extractor": "some-network", "resize": "some resize", "seed": 3, "hardware": "some CPU"}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
-    page = pages.scale()
+    page = scale.markdown()
     assert "| A against B | 1,000 | 96 | 12.3 | 5.6 | 0.50 | 0.25 | 1.00 | 0.75 | 0.05 |" in page
     assert "| 1,000 | 5,000 | 56.8 | 5.6 |" in page
     assert "some-network, some resize, seed 3" in page and "some CPU" in page
