@@ -49,7 +49,7 @@ def untrained(source: Source, name: str) -> nn.Module:
         if name == "G":
             return script(source.script).Generator(**source.arguments, **more)
         norm = {} if source.norm else {"norm": False}
-        return script(source.script).Discriminator(width=source.width, **more, **norm)
+        return script(source.script).Discriminator(width=source.width, **source.shape, **more, **norm)
 
 
 def generator(source: Source) -> nn.Module:
@@ -161,7 +161,7 @@ def draw(
 
 
 def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> None:
-    """Write images (3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
+    """Write images (1 or 3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
 
     count: how many there are, where images cannot tell.
 
@@ -179,6 +179,6 @@ def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> No
             json.dump(names, handle)
         for name, image in zip(names, itertools.chain(first, images), strict=True):
             with open(folder / name, "xb") as handle:
-                Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(handle, "PNG")
+                Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()).save(handle, "PNG")
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder") from None
