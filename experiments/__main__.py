@@ -11,7 +11,10 @@ score comes from a network that the run saw through.
 
 A plan that several tables share runs once. What is interrupted goes on where it stopped, and the same command
 started twice shares the work. all is every table whose runs are of the target domain; table_1 is of the
-source domain.
+source domain. mnist_notmnist, mnist_kmnist and mnist_fashion are of the images that their names say, each in
+a folder of train_images/source_domain, which operating_file.py fetch fills:
+
+    python -m experiments mnist_fashion
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ def named(names: tuple[str, ...]) -> list[Table]:
     """
     known = {table.key: table for table in TABLES}
     if names == ("all",):
-        return [table for table in TABLES if not table.pretraining]
+        return [table for table in TABLES if not table.pretraining and not table.own_images]
     if {"all", "report"} & set(names):
         raise UserError(f"{' '.join(names)}: give all or report alone, or the names of tables")
     wrong = [name for name in names if name not in known]
