@@ -11,9 +11,10 @@ score comes from a network that the run saw through.
 
 A plan that several tables share runs once. What is interrupted goes on where it stopped, and the same command
 started twice shares the work. all is every table whose runs are of the target domain; table_1 is of the
-source domain. mnist_notmnist, mnist_kmnist and mnist_fashion are of the images that their names say, each in
-a folder of train_images/source_domain, which operating_file.py fetch fills:
+source domain. Tables of small data sets are of the images that their names say, each in a folder of
+train_images, which operating_file.py fetch fills; notmnist, which it cannot have, is put there by hand:
 
+    python -m experiments mnist_notmnist notmnist_mnist
     python -m experiments mnist_fashion
 """
 
