@@ -141,10 +141,8 @@ def main(settings: Settings) -> Path | None:
     source = None if settings.source is None else Source.read(settings.source)
     if source is None and settings.source_images is None:
         raise UserError("without a source an autoencoder has nothing to learn on: give --source-images")
-    latent, width = (
-        (settings if source is None else source).latent,
-        (settings if source is None else source).width,
-    )
+    start = settings if source is None else source
+    latent, width = start.latent, start.width
     shape = {"size": settings.size, "channels": settings.channels} if source is None else source.shape
     G = Generator(latent, width, settings.hidden, **shape)
     encoder = Encoder(latent, width, **shape)

@@ -120,11 +120,13 @@ def test_a_grey_source_is_trained_transferred_drawn_and_scored(script, digits, t
         assert source.shape == SMALL
         untrained(source, "D").load_state_dict(source.discriminator)
         drawn = draw(source, 4, 0)
-        assert drawn.shape == (4, 1, 32, 32) and drawn.dtype == torch.uint8
+        assert drawn.shape == (4, 3, 32, 32) and drawn.dtype == torch.uint8
         keep(drawn, tmp_path / f"drawn_{transfer.__name__}")
         found = fid.score(drawn, Images.load(digits, **SMALL), extractor=seen(), size=32, cache=tmp_path)
         assert found.training.fid >= 0
     assert grid(drawn).size == (8 * 32, 32)
+    with Image.open(run / "samples" / "000000.png") as sampled:
+        assert sampled.size == (8 * 32, 8 * 32)
 
 
 def seen(name="mean"):
@@ -152,7 +154,7 @@ def mind(tmp_path, digits, **more):
 def test_an_autoencoder_from_nothing_and_then_a_gan_of_its_codes(digits, tmp_path):
     chosen = mind(tmp_path, digits)
     run = mind2mind.main(chosen)
-    assert draw(Source.read(run), 2, 0).shape == (2, 1, 32, 32)
+    assert draw(Source.read(run), 2, 0).shape == (2, 3, 32, 32)
     other = mind2mind.main(replace(chosen, iterations=3))
     mind2mind.main(replace(chosen, resume=other))
     ends = [Checkpoints(each).newest()[1] for each in (run, other)]

@@ -135,7 +135,9 @@ def walk(z: Tensor, steps: int) -> Tensor:
 def stream(
     source: Source, z: Tensor, device: torch.device | str = "cpu", batch: int = 64
 ) -> Iterator[Tensor]:
-    """The averaged generator's images of latents z (N, latent), (n, C, H, W), uint8, a batch at a time.
+    """The averaged generator's images of latents z (N, latent), (n, 3, H, W), uint8, a batch at a time.
+
+    Grey ones have three equal channels, so that whatever shows or scores images takes them.
 
     Raises:
         UserError: when the latents are not the generator's, or an image is not finite.
@@ -150,18 +152,18 @@ def stream(
         images = network(part.to(device))
         if not torch.isfinite(images).all():
             raise UserError("the generator gives NaN: its run has diverged, give an earlier checkpoint")
-        yield to_uint8(images).cpu()
+        yield to_uint8(images).cpu().expand(-1, 3, -1, -1)
 
 
 def draw(
     source: Source, count: int, seed: int, device: torch.device | str = "cpu", batch: int = 64
 ) -> Tensor:
-    """count images (count, C, H, W), uint8, of the averaged generator; the same ones for the same seed."""
+    """count images (count, 3, H, W), uint8, of the averaged generator; the same ones for the same seed."""
     return torch.cat([*stream(source, latents(source, count, seed), device, batch)])
 
 
 def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> None:
-    """Write images (1 or 3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
+    """Write images (3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
 
     count: how many there are, where images cannot tell.
 
@@ -179,6 +181,6 @@ def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> No
             json.dump(names, handle)
         for name, image in zip(names, itertools.chain(first, images), strict=True):
             with open(folder / name, "xb") as handle:
-                Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()).save(handle, "PNG")
+                Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(handle, "PNG")
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder") from None
