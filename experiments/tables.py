@@ -298,7 +298,6 @@ LEAGUE = Table(
     ),
 )
 
-
 # Section 2.2, without figures. Mind2Mind on its own data: an autoencoder of one set from nothing and a GAN of
 # the codes of the other, beside a WGAN-GP of the other's pixels, as in its paper. The iterations are those
 # that take the same minutes of one core. A tenth of the images is held out. Scores see a grey image as three
