@@ -74,12 +74,13 @@ def _of_files(path: Path, size: int | None) -> Set:
 
 def _of_pixels(images: Tensor, names: tuple[str, ...], title: str, size: int | None) -> Set:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise UserError(f"{title} are a tensor {tuple(images.shape)}: give images as (N, 3, H, W)")
+        raise UserError(
+            f"{title} are a tensor {tuple(images.shape)}: give images as (N, 3, H, W) or (N, 1, H, W)"
+        )
     if images.dtype != torch.uint8:
         if not torch.isfinite(images).all():
             raise UserError(f"{title} hold NaN or infinity: the run has diverged, give an earlier checkpoint")
         images = to_uint8(images)
-
     images = images.expand(-1, 3, -1, -1)
 
     def pixels(index: int) -> Tensor:
