@@ -13,7 +13,7 @@ from benchmarks.timing import RESULTS
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by python -m benchmarks.page -->\n", "<!-- until here -->\n"
 KEYS = {
-    "step": ("part", "script", "plan", "hardware"),
+    "step": ("part", "script", "reference", "batch", "plan", "hardware"),
     "scaling": ("images",),
     "start": ("what",),
     "runs": ("script", "hardware"),
@@ -71,6 +71,7 @@ def measured() -> str:
             for x in pretrain
         ],
     )  # fmt: skip
+    text += references()
     text += "## Whole short runs\n\n`python -m benchmarks.runs train_images/target_domain`\n\n" + where(runs)
     text += table(
         ("script", "on", "Frechet distance, textbook: mean ± deviation of the seeds", "here", "how"),
@@ -108,6 +109,24 @@ def measured() -> str:
         [(f"{x['images']:,}", f"{x['ms'] / 1e3:.2f}", spread(x), f"{x['draw_ms']:.2f}") for x in scaling],
     )
     return text + time_to() + gpu()
+
+
+def references() -> str:
+    """A script against the textbook's loop and against the same in bf16 and compiled."""
+    lines = [x for x in newest("step") if x["part"] == "references"]
+    text = "## Against a textbook that is compiled\n\n`python -m benchmarks.step --parts references`\n\n"
+    if not lines:
+        return text + "Not measured yet.\n\n"
+    return (text + where(lines)) + table(
+        ("script", "on", "batch", "reference", "its s of a processor", "here, s", "times as fast"),
+        [
+            (
+                f"`{x['script']}.py`", x["hardware"], str(x["batch"]), x["reference"],
+                f"{x['reference_ms'] / 1e3:.2f}", f"{x['ours_ms'] / 1e3:.2f}", spread(x),
+            )
+            for x in lines
+        ],
+    )  # fmt: skip
 
 
 def beyond(line: dict) -> str:

@@ -1,6 +1,6 @@
 """Iterations of the scripts against a textbook loop, and transfers against each other by what they freeze.
 
-    python -m benchmarks.step                 both parts, some minutes
+    python -m benchmarks.step                 all parts, some minutes
     python -m benchmarks.step --parts pretrain --rounds 5 --threads 2
 
 What is timed is the very iteration that a script's main trains with, at batch 64 and five critic steps, on
@@ -8,12 +8,15 @@ images of noise. First comes the gate: from equal weights and equal noise, one i
 with the textbook's (benchmarks/textbook.py) to 1e-9 in float64 and 1e-2 in float32 (0.2 where the scripts
 compute in bf16), or nothing is timed: rounding moves some values across a ReLU's kink, where the gradient
 jumps. The sides then take turns in one process; a line has the median of each and the ratio of each turn:
-median, smallest, largest. The share of the floor is the counted arithmetic of the direct convolutions over
-that of a float32 matrix product of the same run, so kernels with fewer products, or in bf16, can pass 1.
+median, smallest, largest. References times wgan_64.py against the textbook's loop, and against the same in
+bf16 autocast and compiled, at batch 16 and 64; it reads the processor's time, which can be had beside other
+work. The share of the floor is the counted arithmetic of the direct convolutions over that of a float32
+matrix product of the same run, so kernels with fewer products, or in bf16, can pass 1.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -39,6 +42,7 @@ BF16 = bf16_on(torch.device("cpu"))
 GATE = {"apart_float64": 1e-9, "apart": 0.2 if BF16 else 1e-2}  # shares of the gradients' length
 COUNTED = {"wgan_64": 528.2e9, "wgan_gp_64": 794.0e9}  # FLOP of an iteration at batch 64 and width 64
 LEFT_BY_DEPTH = [1.00, 0.91, 0.70, 0.50, 0.38, 0.13]  # of a transfer's arithmetic, by D's frozen layers
+FEW = 16  # images a step, beside the batch that is asked for
 SCRIPTS = {"wgan_64": (wgan_64, 5e-5), "wgan_gp_64": (wgan_gp_64, 1e-4)}
 
 
@@ -121,6 +125,20 @@ def pretrain(images: Images, rounds: int, rate: float, width: int, batch: int) -
         report("pretrain", line, rounds, rate, width, batch)
 
 
+def references(images: Images, rounds: int, rate: float, width: int, batch: int) -> None:
+    """Time wgan_64.py against the textbook's loop and against the same in bf16 autocast and compiled."""
+    for size in dict.fromkeys((FEW, batch)):
+        torch.compiler.reset()  # what is compiled counts against a limit, beyond which nothing is
+        ours, plain, _, networks = pair("wgan_64", images, width, size)
+        G, D = (copy.deepcopy(network) for network in networks.values())
+        quick = textbook.loop(images, G, D, SCRIPTS["wgan_64"][1], None, size, quick=True)
+        times = turns([ours, plain, quick], rounds, time.process_time)
+        for reference, taken in zip(("textbook", "bf16 autocast, torch.compile"), times[1:], strict=True):
+            line = {"script": "wgan_64", "reference": reference, "batch": size, **ratios(taken, times[0])}
+            line |= {"reference_ms": statistics.median(taken), "ours_ms": statistics.median(times[0])}
+            report("references", line, rounds, rate, width, batch)
+
+
 def transfer(images: Images, rounds: int, rate: float, width: int, batch: int) -> None:
     """Time transfers by D's frozen layers, and scale and shift against fine-tuning."""
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +173,7 @@ def report(part: str, line: dict[str, Any], rounds: int, rate: float, width: int
 class Settings:
     """What to time; other sizes than 64 are not kept."""
 
-    parts: tuple[Literal["pretrain", "transfer"], ...] = ("pretrain", "transfer")
+    parts: tuple[Literal["pretrain", "references", "transfer"], ...] = ("pretrain", "references", "transfer")
     rounds: Count = 5
     threads: Count = torch.get_num_threads()
     width: Count = 64
@@ -170,9 +188,8 @@ def main(chosen: Settings) -> None:
         f"{rate / 1e9:.0f} GFLOP/s in a float32 product, {chosen.threads} threads, torch {torch.__version__}"
     )
     for part in chosen.parts:
-        {"pretrain": pretrain, "transfer": transfer}[part](
-            synthetic(96), chosen.rounds, rate, chosen.width, chosen.batch
-        )
+        time_part = {"pretrain": pretrain, "references": references, "transfer": transfer}[part]
+        time_part(synthetic(96), chosen.rounds, rate, chosen.width, chosen.batch)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks.timing import Clock, ratios, turns
 from transfer import winograd
-from transfer.engine import keep_pages, use_few_products
+from transfer.engine import convolve_by, keep_pages
 from transfer.settings import Batch, Count, command_line, user_errors
 from transfer.weights import Clip, learning
 from wgan_64 import Discriminator, Generator
@@ -83,8 +83,8 @@ class Wgan:
         torch.manual_seed(0)
         G, D = (network().to(memory_format=torch.channels_last) for network in (Generator, Discriminator))
         if few_products:
-            use_few_products(G)
-            use_few_products(D)
+            convolve_by(winograd, G)
+            convolve_by(winograd, D)
         self.G, self.D, self.clip = G, D, Clip(D, 0.01)
         self.optimizers = [torch.optim.RMSprop(learning(network), 5e-5) for network in (G, D)]
         real = (2 * torch.rand(batch, 3, 64, 64) - 1).to(memory_format=torch.channels_last)

@@ -75,9 +75,9 @@ def build(shelf: Shelf) -> list[Event]:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             gr.Markdown(
-                "A **target** is what training on other images has changed in its **source**. Its **share**"
-                " says how much of that change is added: **0** is the source, **1** the target, **0.5**"
-                " half-way, and above 1 it is overdone. With two targets the changes add up."
+                "A **target** is what training on other images has changed in its **source**. Drag its"
+                " **share** of the mix: **0** is the source, **1** the target, and above 1 it is overdone."
+                " The changes of several targets add up."
             )
             targets = gr.Dropdown(
                 choices(found), value=[*found][:1], multiselect=True, max_choices=SLIDERS, label="Targets"

@@ -29,11 +29,13 @@ class Found:
 
     Attributes:
         models: what can be drawn from.
+        adapters: those of them that are drawn on their source.
         targets: what can be mixed with its source: adapters, and runs and models that have one.
         faults: what cannot be used, each with the reason.
     """
 
     models: dict[str, str] = field(default_factory=dict)
+    adapters: set[str] = field(default_factory=set)
     targets: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class Shelf:
 
     def look(self) -> Found:
         """What is there now. Files are opened as far as it takes to tell what they are."""
-        found, origins = Found(), {}
+        found, origins, adapters = Found(), {}, {}
         for file in self._files():
             name, shipped = self.name(file), file.parent == self.root / "pretrained_model"
             try:
@@ -83,10 +85,13 @@ class Shelf:
                 found.faults[name] = f"no whole safetensors file ({error}): fetch or write it again"
                 continue
             if "adapter" in told:
-                found.targets[name] = f"{file.stem} (adapter)"
+                adapters[name] = f"{file.stem} (adapter)"
                 continue
             found.models[name] = f"{file.stem} ({'shipped' if shipped else 'file'})"
             origins[name] = found.models[name], _settings(told)
+        found.adapters.update(adapters)
+        found.models |= adapters
+        found.targets |= adapters
         for name in self.runs():
             run, told = self.path(name), description_of(self.path(name))
             if not told and holder(run) is None:
@@ -124,8 +129,14 @@ class Shelf:
     # -- reading -------------------------------------------------------------------------------------------
 
     def model(self, name: str) -> Source:
-        """The model of a name. Raises UserError with what is wrong with it."""
-        return self._read("model", name, Source.read)
+        """The model of a name; of an adapter, its source with it. Raises UserError with what is wrong."""
+
+        def read(path: Path) -> Source:
+            if name in self.look().adapters:
+                return replace(self.mixed([name], [1]), path=path)
+            return Source.read(path)
+
+        return self._read("model", name, read)
 
     def adapter(self, name: str) -> Adapter:
         """The generator's part of an adapter, or of what a run or a model adds to its source.
@@ -135,11 +146,12 @@ class Shelf:
         """
 
         def read(path: Path) -> Adapter:
-            if name in self.look().models:
+            found = self.look()
+            if name in found.models.keys() - found.adapters:
                 model = self.model(name)
                 return Adapter.between(self._origin(model), model)
-            found = Adapter.read(path)
-            return replace(found, networks={"ema": found.networks["ema"]})
+            own = Adapter.read(path)
+            return replace(own, networks={"ema": own.networks["ema"]})
 
         return self._read("adapter", name, read)
 
@@ -150,7 +162,8 @@ class Shelf:
             UserError: when it is not there.
         """
         wanted = Path(str(adapter.card["settings"].get("source"))).name
-        for name in sorted(self.look().models, key=lambda name: Path(name).name != wanted):
+        found = self.look()
+        for name in sorted(found.models.keys() - found.adapters, key=lambda name: Path(name).name != wanted):
             with suppress(UserError):  # a broken one is none that was trained from
                 if self._fingerprint(name) == adapter.source:
                     return self.model(name)

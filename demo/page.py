@@ -19,8 +19,8 @@ from transfer import UserError
 TABS = {"Draw": draw, "Walk": walk, "Compare": compare, "Mix": mix, "Train": train}
 HOST = "127.0.0.1"
 TEXT = """# GAN transfer learning
-Models that draw small pictures, and what becomes of them when they learn from other images. Everything
-happens on this machine; nothing is sent anywhere."""
+Models that draw small pictures, and what becomes of them when they learn from other images: **Mix** has a
+slider from one to the other. Everything happens on this machine; nothing is sent anywhere."""
 FONT = ["system-ui", "sans-serif"]  # those of the machine: the page loads nothing from elsewhere
 CSS = """
 .shown figure { margin: 0 0 1rem; }

@@ -25,7 +25,7 @@ WAYS = {  # scripts, as a newcomer would ask for them
 }
 COLOURS = ("#2563eb", "#f97316", "#16a34a", "#9333ea", "#dc2626", "#0891b2")
 EVERY = 2  # seconds between two looks at a run
-NEVER = "No run yet. Choose images above and press Start."
+NEVER = "No run yet: choose images and press Start."
 
 
 def status(state: State) -> str:
@@ -114,6 +114,7 @@ def build(shelf: Shelf) -> list[Event]:
             )
             now = gr.HTML(elem_classes="shown")
             end = gr.Button("Stop and save", variant="stop", visible=False)
+            on = gr.Button("Go on", variant="primary", visible=False)
             with gr.Row():
                 with gr.Column(min_width=280):
                     grid = gr.HTML(elem_classes="shown")
@@ -136,6 +137,13 @@ def build(shelf: Shelf) -> list[Event]:
             return problem(error)
         return "<p>Starting: the images are read and the networks are made, which takes some seconds.</p>"
 
+    def resume(name: str | None) -> str:
+        try:
+            starter.start(State.of(shelf.path(name or "")).resume)
+        except UserError as error:
+            return problem(error)
+        return "<p>Going on: the run is read again, which takes some seconds.</p>"
+
     def halt(name: str | None) -> str:
         try:
             stop(shelf.path(name or ""))
@@ -146,7 +154,7 @@ def build(shelf: Shelf) -> list[Event]:
     def look(name: str | None, before: object) -> dict:
         runs, note = shelf.runs(), {}
         try:
-            if own := starter.found(map(shelf.path, runs[:3])):
+            if own := starter.found(map(shelf.path, runs)):
                 name, note = shelf.name(own), {said: ""}
         except UserError as error:
             note = {said: problem(error)}
@@ -155,14 +163,15 @@ def build(shelf: Shelf) -> list[Event]:
             state: State | str = State.of(shelf.path(name)) if name else NEVER
         except UserError as error:
             state = str(error)
-        if (name, runs, state) == before:
+        busy = starter.running()  # also for a moment after its run was let go of
+        if (name, runs, state, busy) == before:
             return note or {seen: gr.skip()}
         listed = {run: gr.Dropdown([(Path(each).name, each) for each in runs], value=name)}
-        return {said: "", **note, **listed, **shown(name, state), seen: (name, runs, state)}
+        return {said: "", **note, **listed, **shown(name, state, busy), seen: (name, runs, state, busy)}
 
-    def shown(name: str | None, state: State | str) -> dict:
+    def shown(name: str | None, state: State | str, busy: bool) -> dict:
         if isinstance(state, str):
-            hidden = {each: gr.update(visible=False) for each in (ran, more, end)}
+            hidden = {each: gr.update(visible=False) for each in (ran, more, end, on)}
             return {now: problem(state) if name else f"<p>{state}</p>", grid: "", plot: "", **hidden}
         works, done = state.process is not None, state.step >= state.iterations
         return {
@@ -172,13 +181,15 @@ def build(shelf: Shelf) -> list[Event]:
             ran: gr.Textbox(state.command, visible=True),
             more: gr.Textbox(state.resume, visible=not works and not done),
             end: gr.Button(visible=works),
+            on: gr.Button(visible=not works and not done and not busy),
         }
 
     wanted = [images, way, iterations]
     gr.on([each.change for each in wanted], would_run, wanted, line, **quiet)
     begin.click(start, wanted, said, **quiet)
     end.click(halt, run, said, **quiet)
-    looking = (look, [run, seen], [said, run, now, grid, plot, ran, more, end, seen])
+    on.click(resume, run, said, **quiet)
+    looking = (look, [run, seen], [said, run, now, grid, plot, ran, more, end, on, seen])
     gr.on([gr.Timer(EVERY).tick, run.input], *looking, concurrency_limit=1, concurrency_id="look", **quiet)
     renew = (lambda: gr.Dropdown(choices(shelf.images())), None, images)
     return [renew, (would_run, wanted, line), looking]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments import lines
+from experiments import figures, lines, sources
 from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
 from experiments.runs import JUDGES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
@@ -39,6 +39,7 @@ class Part:
         title, about: the budget in words. head, rows: the table's cells; footnotes: of its dashes.
         verdict: sentences.
         budget: what was spent. plans: the rows that have runs. runs: their lines. absent: the other rows.
+        untouched: the scores of the source itself.
     """
 
     title: str
@@ -51,14 +52,20 @@ class Part:
     plans: list[Row]
     runs: dict[str, Lines]
     absent: list[str] = field(default_factory=list)
+    untouched: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table, and a part for each budget."""
+    """A table, and a part for each budget.
+
+    Attributes:
+        alone: parts of one row, where others compare several.
+    """
 
     table: Table
     parts: list[Part]
+    alone: list[Part] = field(default_factory=list)
 
 
 def minutes(runs: Lines, machines: list[str]) -> str:
@@ -143,7 +150,8 @@ def columns(every: Lines, machines: list[str]) -> dict[str, Cell]:
 def sections() -> list[Section]:
     """What the page and the report show: for each of the dissertation's tables one of each budget.
 
-    A budget that only one row has been given compares nothing: one such is shown, where no other compares.
+    A budget that only one row has been given compares nothing: one such is shown, where no other compares,
+    and the others are kept apart.
     """
     found, result = found_runs(), []
     for table in TABLES:
@@ -184,11 +192,12 @@ def sections() -> list[Section]:
                     plans=rows,
                     runs={row.name: runs[row.name] for row in rows},
                     absent=[row.name for row in table.rows if row.name not in runs],
+                    untouched=own,
                 )
             )
-        comparing = [part for part in parts if len(part.rows) > 1]
-        comparing.sort(key=lambda part: part.budget.count)
-        result.append(Section(table, comparing or parts[-1:]))
+        parts.sort(key=lambda part: part.budget.count)
+        comparing, alone = ([part for part in parts if (len(part.rows) > 1) == several] for several in (1, 0))
+        result.append(Section(table, comparing, alone) if comparing else Section(table, alone[-1:]))
     return result
 
 
@@ -224,7 +233,7 @@ def leaderboard(found: list[Section]) -> tuple[Section, list[Section]]:
         places = {name: place for place, name in enumerate(ranked(part.runs)[1])}
         rows = sorted(part.rows, key=lambda row: places.get(row[0], len(places)))
         parts.append(replace(part, rows=rows))
-    return Section(league.table, parts), [each for each in found if each.table.key != "league"]
+    return replace(league, parts=parts), [each for each in found if each.table.key != "league"]
 
 
 def said(section: Section, part: Part) -> str:
@@ -265,10 +274,30 @@ def page() -> str:
         head, *rows = narrow(top, *(["minutes of training"] if board else []), "seeds")
         text += f"{top.title[:1].upper()}{top.title[1:]}.\n\n{lines.markdown(head, rows)}\n"
         text += "".join(f"{note}\n\n" for note in top.footnotes)
-        text += f"{wins(top) if board else said(section, top)}\n\n"
+        text += f"{wins(top) if board else said(section, top)}\n\n{figures.markdown(section)}"
         for part in section.parts:
             text += folded(f"All scores after {part.title}", whole(part))
-    return text + clips() + scale() + copies() + going_on()
+        text += longer(section) if board else ""
+    return text + sources.markdown() + clips() + scale() + copies() + going_on()
+
+
+def longer(section: Section) -> str:
+    """The runs that went on for longer than any that they can be compared with."""
+    longest: dict[str | None, int] = {}
+    for part in section.parts:
+        longest[part.budget.images] = max(part.budget.count, longest.get(part.budget.images, 0))
+    parts = [part for part in section.alone if part.budget.count > longest.get(part.budget.images, 0)]
+    if not parts:
+        return ""
+    body, keys = [], ("FID", "precision", "recall", "density", "copies", "diversity", "seeds")
+    for part in parts:
+        head, *rows = narrow(part, *keys, "minutes of training")
+        body += [(row[0], str(part.budget.images), f"{part.budget.count:,}", *row[1:]) for row in rows]
+    machines = sorted({run["hardware"] for part in parts for runs in part.runs.values() for run in runs})
+    return (
+        "### Longer runs\n\nNo other plan has gone so far on the same images"
+        f" ({'; '.join(machines)}).\n\n{lines.markdown(('plan', 'images', 'iterations', *head[1:]), body)}\n"
+    )
 
 
 def clips() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from experiments.figures import AUGMENTED, figures
 from experiments.judge import FIRST, merit
 from experiments.page import NOTE, PAGE, Part, headline, leaderboard, narrow, page, said, sections
 from experiments.runs import PICTURES, ROOT
@@ -94,7 +95,10 @@ def html() -> str:
         top = headline(section.parts, longest=board) if section.parts else None
         table = narrow(top, *(["minutes of training"] if board else []), "seeds") if top else []
         verdict = (wins(top) if board else said(section, top)) if top else ""
-        shown.append((section, top, table, verdict, curves(top.runs) if top and board else ""))
+        drawn = [(each, data_url(each.file.read_bytes(), "webp")) for each in figures(section)]
+        augmented = data_url(AUGMENTED.read_bytes(), "webp") if section.table.caption else ""
+        curve = curves(top.runs) if top and board else ""
+        shown.append((section, top, table, verdict, curve, drawn, augmented))
     pictures = strips([top for _, top, *_ in shown if top])
     return environment.get_template("report.html.jinja").render(note=NOTE, shown=shown, pictures=pictures)
 

@@ -1,6 +1,7 @@
 """The runs of tables: each is made once, goes on where it was interrupted, and adds a line of results.
 
 Further judges score a run's end from its folder, right after it or any time later; nothing is trained again.
+What they are to score on the way is scored where the run has got to: it is made in stretches.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Budget:
     seeds: int = 1
     score_every: int = 250
     judges: tuple[Extractor, ...] = JUDGES  # the first scores while it trains, the others score its end
+    judge_every: int = 0  # the others score every so many iterations too
     device: str | None = None
     out: Path = Path("target_domain/tables")  # where the runs' folders are made
     dry_run: bool = False  # print what is missing and how long it would take, and stop
@@ -189,15 +191,23 @@ def made() -> set[str]:
 
 def unjudged(names: Collection[str], budget: Budget) -> dict[str, list[tuple[dict[str, Any], str]]]:
     """The lines of runs that a judge of the budget has not scored and may, each with the judge, by name."""
-    known = {(line["run"], line["hardware"], judge(line["scores"])) for line in lines.read("judged")}
-    found: dict[str, list[tuple[dict[str, Any], str]]] = {}
+    judged, found = lines.read("judged"), {}
     for line in lines.read("run"):
         name = run_name(line["script"], _kept(told(line)))
-        for each in budget.judges if name in names else ():
-            done = each == judge(line["scores"][-1]) or (line["run"], line["hardware"], each) in known
-            if not done and each not in seen_by(line):
-                found.setdefault(name, []).append((line, each))
+        for each in _open(line, budget, judged) if name in names else ():
+            found.setdefault(name, []).append((line, each))
     return found
+
+
+def _open(line: dict[str, Any], budget: Budget, judged: Sequence[dict[str, Any]]) -> list[str]:
+    """The judges of the budget that may score a line's run and have not scored its end."""
+
+    def end(of: dict[str, Any], step: int) -> tuple[str, str, int]:
+        return of["run"], of["hardware"], step
+
+    own = end(line, line["settings"]["iterations"])
+    known = [judge(each["scores"]) for each in judged if end(each, each["scores"]["step"]) == own]
+    return [each for each in budget.judges if each not in (judge(line["scores"][-1]), *known, *seen_by(line))]
 
 
 def judge(scores: dict[str, Any]) -> str:
@@ -255,11 +265,37 @@ def make(tables: Sequence[Table], budget: Budget) -> None:
 
 
 def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
-    out = budget.out / name
-    settings = replace(settings_of(row, seed, budget), out=out)
-    if any(Checkpoints(folder).found() for folder in out.glob("0*")):
+    settings = replace(settings_of(row, seed, budget), out=budget.out / name)
+    for end in stretches(settings, budget):
+        line, folder = _run(name, row.script, replace(settings, iterations=end), budget)
+        if end < settings.iterations:
+            for each in _open(line, budget, lines.read("judged")):
+                _score(line, each, settings, budget)
+    lines.append(line)
+    try:
+        picture(folder, PICTURES / f"{name}.webp")
+    except UserError as error:
+        print(f"no picture is kept: {error}")
+
+
+def stretches(settings: Any, budget: Budget) -> list[int]:
+    """The iterations at which a run stops for further judges, and its last; without those that it is past."""
+    every, at = budget.judge_every or settings.iterations, _newest(settings.out)
+    ends = [*range(every, settings.iterations, every), settings.iterations]
+    return [end for end in ends if end >= at] or ends[-1:]
+
+
+def _newest(out: Path) -> int:
+    """The newest checkpoint's iteration among the runs in a folder; 0 where there is none."""
+    found = [Checkpoints(folder).found() for folder in out.glob("0*")]
+    return max((int(each[0].stem) for each in found if each), default=0)
+
+
+def _run(name: str, script: str, settings: Any, budget: Budget) -> tuple[dict[str, Any], Path]:
+    """Train, or go on, until settings.iterations: the line that tells of it, and the run's folder."""
+    if _newest(settings.out):
         settings = replace(settings, resume=Path(LATEST))
-    folder = module(row.script).main(settings)
+    folder = module(script).main(settings)
     description = description_of(folder)
     log = [each for each in kept_lines(folder, "log") if "warning" not in each]
     scores = kept_lines(folder, "scores")
@@ -270,8 +306,8 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
     line = {
         "table": "run",
         "run": name,
-        "script": row.script,
-        "seed": seed,
+        "script": script,
+        "seed": settings.seed,
         "iterations": settings.iterations,
         "settings": described(settings),
         "seen": seen(settings),
@@ -284,11 +320,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         "versions": versions(),
         "commit": commit(),
     }
-    lines.append(line)
-    try:
-        picture(folder, PICTURES / f"{name}.webp")
-    except UserError as error:
-        print(f"no picture is kept: {error}")
+    return line, folder
 
 
 def ending(line: dict[str, Any], budget: Budget) -> Path | None:

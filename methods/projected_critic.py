@@ -114,7 +114,7 @@ class Spectral(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn(rows), dim=0))
 
     def forward(self, kernel):
-        W = kernel.flatten(1)
+        W = kernel.movedim(1, -1).flatten(1)  # in the order of the memory, so that nothing is copied
         with torch.autocast(W.device.type, enabled=False):
             with torch.no_grad():
                 v = F.normalize(W.T @ self.u, dim=0)
@@ -197,27 +197,6 @@ def step_unless(rests, optimizer):
     optimizer.step()
 
 
-class InFloat32(nn.Module):
-    """A module of float32 between bf16: for what the CPU's bf16 backward pass is slow at."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x):
-        return self.module(x.float()).to(x.dtype)
-
-
-def rounded(network):
-    """A frozen network in bf16, but for what that is slow at: the gradient of depthwise steps of 2."""
-    network.bfloat16()
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.groups > 1 and child.stride[0] > 1:
-                setattr(module, name, InFloat32(child.float()))
-    return network
-
-
 def main(settings: Settings) -> Path | None:
     """Train, and return the run's folder; None after a dry run."""
     check(settings)
@@ -233,9 +212,9 @@ def main(settings: Settings) -> Path | None:
     network = load(settings.features, device=str(device))
     bf16 = settings.fast and bf16_on(device)
     if bf16:  # what is frozen is rounded once
-        network = replace(network, parts=tuple(rounded(copy.deepcopy(part)) for part in network.parts))
+        network = replace(network, parts=tuple(copy.deepcopy(part).bfloat16() for part in network.parts))
     with torch.no_grad():
-        x = torch.zeros(1, 3, 64, 64, device=device, dtype=next(network.parts[0].parameters()).dtype)
+        x = torch.zeros(1, 3, 64, 64, device=device)
         shapes = [each.shape for each in coarse(network.maps(x, settings.stretch), settings.stretch)]
     G = Generator(latent, width, policies_G)
     D = Discriminator(width, policies_D, norm)
@@ -278,7 +257,7 @@ def main(settings: Settings) -> Path | None:
         return blurred(real, sigma), blurred(fake, sigma)
 
     def maps(x):
-        return coarse(network.maps(x.to(torch.bfloat16) if bf16 else x, settings.stretch), settings.stretch)
+        return coarse(network.maps(x, settings.stretch), settings.stretch)
 
     def scores(features):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -293,10 +272,8 @@ def main(settings: Settings) -> Path | None:
         return estimate.detach()
 
     def heads_step(real_maps, fake_maps):
-        """Hinge loss, as a share of what heads lose that know nothing, which is 1."""
-        pairs = zip(real_maps, fake_maps, strict=True)
-        both = scores([torch.cat(pair) for pair in pairs])
-        on_real, on_fake = zip(*(each.chunk(2) for each in both), strict=True)
+        """Hinge loss, as a share of what heads lose that know nothing; then their scores of the fakes."""
+        on_real, on_fake = scores(real_maps), scores(fake_maps)
         hinge = sum(
             F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)
         )
@@ -304,11 +281,11 @@ def main(settings: Settings) -> Path | None:
         share = hinge.detach() / (2 * len(on_real))
         rests = share <= settings.rest  # so that they do not run away from the generator
         if device.type == "cpu" and rests:  # elsewhere reading it would cost more than the backward pass
-            return share
+            return share, on_fake
         optimizer_heads.zero_grad()
-        (hinge + held).backward()
+        (hinge + held).backward(inputs=learning(heads))
         step_unless(rests, optimizer_heads)
-        return share
+        return share, scores(fake_maps)
 
     def iteration(sigma):
         if learning(D):
@@ -321,9 +298,8 @@ def main(settings: Settings) -> Path | None:
         wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros((), device=device)
         with torch.no_grad():
             real_maps = maps(real)
-        fake_maps = maps(seen)
-        share = heads_step(real_maps, [each.detach() for each in fake_maps])
-        loss = -sum(each.mean() for each in scores(fake_maps))
+        share, on_fake = heads_step(real_maps, maps(seen))
+        loss = -sum(each.mean() for each in on_fake)
         (from_heads,) = torch.autograd.grad(loss, seen)
         (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
         optimizer_G.zero_grad()

@@ -16,13 +16,14 @@ from torch import nn
 
 import wgan_64
 from tests.stand_ins import images, write
-from transfer import shared, weights
+from transfer import record, shared, weights
 
 LATENT, WIDTH = 4, 4
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")  # the same examples everywhere, however slow the machine
 
+record.SAMPLES = 16  # of 64: to write its grids is most of a tiny run
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

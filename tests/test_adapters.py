@@ -1,6 +1,6 @@
 """Adapters: what a run adds to its source, applied to it again, and mixed."""
 
-import subprocess
+import shutil
 import sys
 
 import pytest
@@ -11,7 +11,7 @@ from tests.conftest import LATENT
 from tests.runs import ROOT, tiny
 from transfer import UserError, shared
 from transfer.__main__ import adapter, apply, share
-from transfer.adapters import Adapter, applied
+from transfer.adapters import Adapter, applied, fingerprint
 from transfer.checkpoints import Checkpoints
 from transfer.plan import Split, plan
 from transfer.shared import Source
@@ -88,14 +88,46 @@ def test_what_does_not_belong_together_is_refused(faces, source, networks, tmp_p
     with pytest.raises(UserError, match="another source"):
         applied(Source.read(other), [a], [1])
     (tmp_path / "text.safetensors").write_text("none")
-    for file in (tmp_path / "text.safetensors", other, tmp_path / "no.safetensors"):
-        with pytest.raises(UserError, match="is no adapter"):
-            Adapter.read(file)
+    for file, why in (("text", "Error.*"), ("other", "its header tells of none"), ("no", "No such file.*")):
+        with pytest.raises(UserError, match=rf"is no adapter \({why}\): write one with"):
+            Adapter.read(tmp_path / f"{file}.safetensors")
     script, settings = tiny("wgan_64", faces, None, tmp_path, iterations=1)
     with pytest.raises(UserError, match="not carried over"):
         Adapter.of(script.main(settings))
     with pytest.raises(UserError, match="2 shares for 1"):
         apply((other,), tmp_path / "mixed.safetensors", source, (0.5, 0.5))
+
+
+def test_without_its_critic_an_adapter_draws_the_same(faces, source, tmp_path):
+    run, whole, half = run_of(faces, source, tmp_path), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    adapter(run, whole), adapter(run, half, critic=False)
+    assert half.stat().st_size < whole.stat().st_size
+    origin = Source.read(source)
+    ends, other = applied(origin, [Adapter.read(half)], [1]), applied(origin, [Adapter.read(whole)], [1])
+    torch.testing.assert_close(ends["ema"], other["ema"], rtol=0, atol=0)
+    assert all(torch.equal(ends["D"][key], tensor) for key, tensor in origin.discriminator.items())
+    with pytest.raises(UserError, match=r"is an adapter.*transfer apply"):
+        Source.read(half)
+
+
+def test_the_shipped_adapter_is_of_the_shipped_source():
+    own = Adapter.read(ROOT / "pretrained_model" / "cartoon_64.safetensors")
+    origin = Source.read(ROOT / "pretrained_model" / own.card["settings"]["source"])
+    assert own.source == fingerprint(origin), "make it anew: it is of another source"
+    half, whole = (applied(origin, [own], [share])["ema"]["conv5.weight"] for share in (0.5, 1))
+    torch.testing.assert_close(half, (origin.generator["conv5.weight"] + whole) / 2)
+
+
+def test_the_source_of_an_adapter_is_looked_for_by_its_name(faces, source, tmp_path, monkeypatch):
+    own, place = tmp_path / "own.safetensors", tmp_path / "pretrained_model"
+    adapter(run_of(faces, source, tmp_path), own)
+    monkeypatch.setattr("transfer.__main__.ROOT", tmp_path)
+    with pytest.raises(UserError, match=f"{source.name}, the adapters' source, is not in"):
+        apply((own,), tmp_path / "mixed.safetensors")
+    place.mkdir()
+    shutil.copy(source, place)
+    apply((own,), tmp_path / "mixed.safetensors")
+    assert Source.read(tmp_path / "mixed.safetensors").latent == LATENT
 
 
 def test_a_miner_is_an_adapter_too(faces, source, tmp_path):
@@ -110,22 +142,21 @@ def test_a_miner_is_an_adapter_too(faces, source, tmp_path):
     torch.testing.assert_close(ends["mapping.0.weight"], state["mapping.0.weight"])
 
 
-def test_the_command_lines(faces, source, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_command_lines(program, faces, source, tmp_path):
     run = run_of(faces, source, tmp_path, iterations=1)
 
     def transfer(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "transfer", *map(str, words)], capture_output=True, text=True, cwd=ROOT
-        )
+        return program(f"{sys.executable} -m transfer", *words)
 
     files = {name: tmp_path / f"{name}.safetensors" for name in ("own", "mixed", "whole")}
-    done = transfer("adapter", run, files["own"])
-    assert done.returncode == 0 and "numbers" in done.stdout, done.stderr
-    done = transfer("apply", files["own"], files["own"], "--to", files["mixed"], "--source", source)
-    assert done.returncode == 0, done.stderr
+    status, out = transfer("adapter", run, files["own"])
+    assert status == 0 and "numbers" in out
+    status, out = transfer("apply", files["own"], files["own"], "--to", files["mixed"], "--source", source)
+    assert status == 0, out
     mixed, whole = Source.read(files["mixed"]), Source.read(run)
     assert mixed.latent == LATENT and mixed.policies("G") == whole.policies("G")
     torch.testing.assert_close(mixed.generator, whole.generator, rtol=1e-3, atol=1e-5)
-    assert transfer("share", run, files["whole"]).returncode == 0 and files["whole"].exists()
-    done = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
-    assert done.returncode == 2 and "another source" in done.stderr and done.stderr.count("\n") == 1
+    assert transfer("share", run, files["whole"])[0] == 0 and files["whole"].exists()
+    status, out = transfer("apply", files["own"], "--to", tmp_path / "new.safetensors")
+    assert status == 2 and "give --source" in out and out.count("\n") == 1

@@ -48,6 +48,18 @@ def test_another_iteration_is_not_timed(monkeypatch, name):
         step.gate(name, synthetic(8), width=4, batch=4)
 
 
+def test_the_second_reference_is_the_same_loop_in_bf16_and_compiled(monkeypatch):
+    compiled, both = [], []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(network) or network)
+    for quick in (False, True):
+        torch.manual_seed(0)
+        G, D = step.textbook.generator(4, 8), step.textbook.critic(8)
+        step.textbook.loop(synthetic(8), G, D, 1e-30, None, 4, quick)()
+        both.append(torch.cat([gradients(G), gradients(D)]))
+    assert compiled == [G, D]
+    assert 1e-4 < (both[1] - both[0]).norm() / both[0].norm() < 0.2
+
+
 class Same(step.Doubles):
     """Images whose batches are always the same, so that the order of random numbers does not matter."""
 
@@ -234,6 +246,16 @@ def test_the_clock_stands_still_while_a_run_is_judged(monkeypatch, faces, source
     assert time_to.minutes(found, "one", 200) == found[1]["seconds"] / 60
     assert time_to.minutes(found, "other", 110, "processor") == found[2]["processor"] / 60
     assert time_to.minutes(found, "other", 50) is None
+
+
+def test_both_references_are_a_part_of_the_page(monkeypatch, tmp_path):
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results.jsonl")
+    assert "Not measured yet" in page.references()
+    line = {"benchmark": "step", "part": "references", "script": "s", "hardware": "h", "torch": "2"}
+    line |= {"python": "3", "reference_ms": 2e3, "ours_ms": 1e3, "ratio": 2.0, "min": 1.9, "max": 2.1}
+    lines = [line | {"reference": of, "batch": n} for n in (16, 64, 64) for of in ("plain", "quick")]
+    page.RESULTS.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert page.references().count("| 2.00 | 1.00 | 2.00 (1.90 to 2.10) |") == 4, "the newest of each"
 
 
 def test_minutes_to_a_kid_are_a_part_of_the_page(monkeypatch, tmp_path):

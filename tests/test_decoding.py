@@ -2,10 +2,12 @@
 
 import io
 import struct
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 import operating_file
@@ -328,3 +330,25 @@ def test_pictures_that_are_enlarged_from_few_pixels_are_named(tmp_path, capsys):
         assert "'hair.png'" in said and "from 1 x 1 pixels" in said and "from 31 x 31 pixels" in said
         assert "half.png" not in said and "whole.png" not in said
     assert doubts(Image.new("RGB", (90, 90)), 64, (0, 0, 20, 30)) == "enlarged from 20 x 20 pixels"
+
+
+def test_a_zip_among_images_is_called_what_it_is():
+    def zipped(*names):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"x")
+        return buffer.getvalue()
+
+    network = io.BytesIO()
+    torch.save({"weight": torch.zeros(3)}, network)
+    more = zipped("faces/", "faces/0.JPG")
+    for data, reason in (
+        (network.getvalue(), "not in an image format that is read here"),
+        (zipped("[Content_Types].xml", "word/document.xml"), "not in an image format that is read here"),
+        (more, "a zip: unpack it, or give it by itself"),
+        (more[: len(more) // 2], "a damaged zip"),
+    ):
+        with pytest.raises(Unreadable) as refusal:
+            decode(data)
+        assert str(refusal.value) == reason

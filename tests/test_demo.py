@@ -1,5 +1,6 @@
 """The page in the browser: what it reads and refuses, starts and stops, and how a person finds it."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -97,7 +98,7 @@ def test_what_is_there_is_found_and_what_is_broken_is_named(shelf, project, tmp_
     assert found.models[MODEL] == "tiny (shipped)" and RUN in found.models
     assert found.targets.keys() == {RUN, "other.safetensors"}
     assert found.faults.keys() == {str(tmp_path / "cut.safetensors"), str(tmp_path / "0007-run")}
-    assert "other.safetensors" not in found.models
+    assert found.adapters == {"other.safetensors"} and list(found.models) == [MODEL, "other.safetensors", RUN]
     assert shelf.images() == {"train_images/mine": "mine"}
     assert shelf.runs().index(str(tmp_path / "0007-run")) < shelf.runs().index(RUN), "the newest is first"
 
@@ -124,6 +125,10 @@ def test_the_shares_go_from_the_source_to_the_run(shelf, project):
     assert not np.array_equal(source, run)
     for share, wanted in ((0, source), (1, run)):
         assert np.array_equal(np.asarray(row(shelf.mixed([RUN], [share]), z)), wanted)
+    assert np.array_equal(
+        np.asarray(row(shelf.model("other.safetensors"), z)),
+        np.asarray(row(shelf.mixed(["other.safetensors"], [1]), z)),
+    )
     both = shelf.mixed([RUN, "other.safetensors"], [0.5, 0.5]).generator["conv2.gamma"]
     own = [shelf.adapter(name).networks["ema"]["conv2.gamma"] for name in (RUN, "other.safetensors")]
     torch.testing.assert_close(both, sum(own) / 2)
@@ -199,7 +204,7 @@ def starter():
         own.process.wait()
 
 
-def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(starter, source, faces, tmp_path):
+def test_a_run_that_is_started_shows_up_is_stopped_and_goes_on(starter, source, faces, tmp_path):
     line = starter.line("wgan_64_scale_shift.py", faces, 20_000)
     starter.start(f"{line} --source {source} --out {tmp_path} --device cpu --batch-size 2 --no-fast")
     with pytest.raises(UserError, match="still going on"):
@@ -210,7 +215,14 @@ def test_a_run_that_is_started_shows_up_is_stopped_and_has_saved(starter, source
     assert os.getpgid(starter.process.pid) == starter.process.pid, "Ctrl-C at the page does not reach it"
     stop(run)
     assert starter.process.wait(180) == 128 + 15 and not starter.running()
-    assert Checkpoints(run).newest()[1]["step"] >= 10 and State.of(run).process is None
+    stopped = Checkpoints(run).newest()[1]["step"]
+    assert stopped >= 10 and State.of(run).process is None
+    (tmp_path / "0002-newer").mkdir()
+    starter.start(State.of(run).resume)
+    assert until(lambda: starter.found(sorted(tmp_path.glob("0*"), reverse=True))) == run
+    until(lambda: State.of(run).step > stopped)
+    stop(run)
+    assert starter.process.wait(180) == 128 + 15
 
 
 def test_a_run_that_cannot_begin_says_why(starter):
@@ -225,13 +237,30 @@ def test_a_run_that_cannot_begin_says_why(starter):
 # In a browser.
 
 
+@contextlib.contextmanager
+def served(shelf):
+    """The address of a page of what is on a shelf, while it is served."""
+    import uvicorn
+
+    from demo import page
+
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(page.application(shelf), log_level="warning", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [own]})
+        thread.start()
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{own.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def address(project):
     """Where the page of the project is served, with a way of training that takes seconds."""
     pytest.importorskip("gradio", reason="python -m demo needs requirements-demo.txt")
-    import uvicorn
-
-    from demo import page, train
+    from demo import train
 
     made, more = [], f" --source {project / MODEL} --out {project / 'target_domain'} --device cpu"
 
@@ -244,18 +273,11 @@ def address(project):
         def line(*given):
             return f"{Starter.line(*given)}{more} --batch-size 2 --no-fast"
 
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as own:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "WAYS", {"wgan_64_scale_shift.py": "Scale and shift"})
         patch.setattr(train, "Starter", Short)
-        own.bind(("127.0.0.1", 0))
-        app = page.application(Shelf([], project))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [own]})
-        thread.start()
-        until(lambda: server.started)
-        yield f"http://127.0.0.1:{own.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
+        with served(Shelf([], project)) as there:
+            yield there
         for each in filter(Starter.running, made):
             each.process.kill()
             each.process.wait()
@@ -351,6 +373,49 @@ def test_a_person_draws_saves_and_mixes(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+CLOCK = """let began
+const images = () => [...document.querySelectorAll('.shown img')].filter(each => each.offsetParent)
+const sources = () => images().map(each => each.src).join()
+addEventListener('pointerup', () => { began = performance.now() }, true)
+addEventListener('pointerdown', () => {
+  const before = sources()
+  began = performance.now()
+  window.took = new Promise(done => new MutationObserver(async (_, observer) => {
+    if (sources() === before) return
+    observer.disconnect()
+    await Promise.all(images().map(each => each.decode()))
+    done((performance.now() - began) / 1000)
+  }).observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ['src']}))
+}, true)"""
+TOOK = "Promise.race([took, new Promise((_, fail) => setTimeout(fail, 60000, 'nothing was drawn'))])"
+
+
+def redraws(page, times=10):
+    """Seconds from the click on Draw others, and from letting go the slider of a mix, to the new pictures."""
+    page.evaluate(CLOCK)
+    button = page.get_by_role("button", name="Draw others")
+    drawn = [button.click() or page.evaluate(TOOK) for _ in range(times)]
+    page.get_by_role("tab", name="Mix").click()
+    shown(page, "Your mix")
+    page.wait_for_timeout(1000)
+    slider = page.locator("input[type=range]").locator("visible=true").first
+    wide = slider.bounding_box()["width"]
+    places = [wide * (0.3 + 0.4 * (each % 2)) for each in range(times)]  # not below the thumb
+    mixed = [slider.click(position={"x": x, "y": 4}) or page.evaluate(TOOK) for x in places]
+    return drawn, mixed
+
+
+def test_a_redraw_at_full_width_is_quick(browser, tmp_path):
+    with served(Shelf([runs.ROOT / "pretrained_model"], tmp_path)) as address:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(address)
+        page.wait_for_selector(".shown img")
+        began, (drawn, mixed) = time.process_time(), redraws(page)
+        used = (time.process_time() - began) / len(drawn + mixed)
+        assert used < 0.5, f"{used:.2f} s of a core for the server's part of a redraw"
+        assert min(drawn) < 10 > min(mixed), "a second of a core, where ten others are at work"
+
+
 def test_the_page_names_what_is_broken(opened, project):
     cut = project / "cut.safetensors"
     cut.write_bytes((project / MODEL).read_bytes()[:-9])
@@ -381,4 +446,10 @@ def test_three_clicks_start_a_run_that_is_seen_and_stopped(opened, project):
     page.get_by_role("button", name="Stop and save").click()
     page.get_by_text(": stopped.").wait_for()
     (run,) = (project / "target_domain").glob("0002-*")
+    stopped = State.of(run).step
     assert State.of(run).process is None and commands(f"--resume {run}")
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_text(": running").wait_for()
+    until(lambda: State.of(run).step > stopped)
+    page.get_by_role("button", name="Stop and save").click()
+    page.get_by_text(": stopped.").wait_for()

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -132,20 +131,16 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def test_the_command_draws_the_seeds_images_and_refuses_a_folder_with_files(run, tmp_path):
-    folder = tmp_path / "new" / "drawn"
-
-    def command(*words):
-        words = [sys.executable, "-m", "transfer", "draw", *map(str, words)]
-        return subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-
-    done = command(run, "--count", 3, "--to", folder, "--seed", 5)
-    assert done.returncode == 0 and done.stdout == f"3 images are in {folder}\n", done.stderr
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_command_draws_the_seeds_images_and_refuses_a_folder_with_files(program, run, tmp_path):
+    folder, command = tmp_path / "new" / "drawn", f"{sys.executable} -m transfer draw"
+    done = program(command, run, "--count", 3, "--to", folder, "--seed", 5)
+    assert done == (0, f"3 images are in {folder}\n")
     for path, image in zip(sorted(folder.glob("*.png")), drawing.draw(Source.read(run), 3, 5), strict=True):
         assert np.array_equal(pixels(path), image.permute(1, 2, 0).numpy())
-    done = command(run, "--to", folder)
-    assert done.returncode == 2 and done.stderr.startswith(f"python -m transfer: {folder} holds files")
-    assert done.stderr.count("\n") == 1
+    status, out = program(command, run, "--to", folder)
+    assert status == 2 and out.startswith(f"python -m transfer: {folder} holds files")
+    assert out.count("\n") == 1
 
 
 def test_a_grid_shows_every_image_and_truncation_brings_them_nearer_to_the_average(tmp_path):

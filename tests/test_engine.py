@@ -25,7 +25,7 @@ from benchmarks.timing import iteration_of, trained
 from fid import extractors
 from tests.conftest import LATENT, WIDTH
 from tests.runs import PRETRAINING, TINY, TRANSFERS, tiny
-from transfer import UserError, compiler, engine, shared, state, weights, winograd
+from transfer import UserError, compiler, engine, shared, state, weights, windows, winograd
 from transfer.augment import Augment
 from transfer.engine import (
     PAYS_FROM,
@@ -33,10 +33,10 @@ from transfer.engine import (
     Tuned,
     captured,
     choose_device,
+    convolve_by,
     fixed_layers,
     stages,
     tune,
-    use_few_products,
 )
 from transfer.images import Images
 from transfer.plan import Split
@@ -135,6 +135,23 @@ def test_the_wide_convolutions_use_few_products_where_that_pays(
     judge(torch.rand(2, 3, 64, 64))
     assert len([w for w in used if w.shape[1] > 3]) == few
     assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "has, fast, ours",
+    [({"bf16": True}, True, True), ({"bf16": True}, False, False), ({"amx": True}, True, False)],
+)
+def test_in_bf16_kernels_gradients_are_products_of_windows_where_that_pays(monkeypatch, has, fast, ours):
+    instructions(monkeypatch, **has)
+    G, D = wgan_64.Generator(LATENT, WIDTH), wgan_64.Discriminator(WIDTH)
+    generate, judge = tune(G, D, iterations=1, fast=fast)
+    made = []
+    gradient = windows.kernel_gradient
+    monkeypatch.setattr(windows, "kernel_gradient", lambda *both: made.append(both) or gradient(*both))
+    judge(generate(torch.randn(2, LATENT))).sum().backward(inputs=learning(G))
+    assert len(made) == (2 if ours else 0), "G's second and third layer, and none of D's"
+    judge(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert len(made) == (4 if ours else 0)
 
 
 def test_without_a_compiler_it_goes_on_with_torchs_convolutions(monkeypatch, capsys):
@@ -236,7 +253,7 @@ def test_the_critics_gradient_is_autograds_and_so_is_its_own(monkeypatch, few_pr
     for bias in (D.conv1.bias, D.conv2.bias, D.conv3.bias, D.conv4.bias):
         torch.nn.init.normal_(bias, std=0.1)
     if few_products:
-        use_few_products(D)
+        convolve_by(winograd, D)
     x = torch.randn(4, 3, 64, 64, dtype=torch.double, requires_grad=True)
     (autograds,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     ours = wgan_gp_64.score_gradient(D, x)
@@ -515,8 +532,9 @@ def test_scores_through_kept_features_are_the_scores(faces, augment, depth):
     for fast in (True, False):
         torch.manual_seed(3)
         reals = Reals(Tuned(D), images, Augment(augment), fast)
-        assert (reals.features is not None) == (fast and depth > 0 and augment in ("none", "flip"))
+        assert reals.features is None, "a run's first iteration makes them"
         both.append(torch.stack([reals.scores(6) for _ in range(4)]))
+        assert (reals.features is not None) == (fast and depth > 0 and augment in ("none", "flip"))
     assert torch.allclose(*both, rtol=1e-5, atol=1e-7)
     assert both[0].std() > 0
 
@@ -536,4 +554,5 @@ def test_kept_features_go_on_in_the_critics_own_precision(monkeypatch, faces):
 
 def test_features_that_would_fill_the_memory_are_not_kept(monkeypatch, faces):
     monkeypatch.setattr(engine, "KEPT", 1000)
-    assert Reals(Tuned(frozen_critic(2)), Images.load(faces), Augment("none")).features is None
+    reals = Reals(Tuned(frozen_critic(2)), Images.load(faces), Augment("none"))
+    assert reals.scores(2).shape == (2,) and reals.features is None

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.stats import ttest_ind
 
+import fid
+import fid.scores
 import wgan_64
 import wgan_64_transferlearning
 from experiments import __main__ as commands
@@ -25,6 +27,7 @@ from experiments import runs as runs_
 from experiments.runs import Budget
 from experiments.selection import Spent
 from experiments.tables import Row, Table
+from tests.stand_ins import tiny as projection
 from transfer import UserError, record
 from transfer.settings import Before
 from transfer.settings import plain as plain_settings
@@ -172,7 +175,18 @@ def table(tmp_path, monkeypatch, faces, source):
     return table, budget
 
 
-def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
+@pytest.fixture
+def quick_judges(monkeypatch):
+    """Projections in the place of the networks that judge."""
+    for module in (fid, fid.scores):
+        monkeypatch.setattr(module, "load", _projected)
+
+
+def _projected(name, **_):
+    return projection(name=f"{name}-12")
+
+
+def test_a_table_makes_each_run_once_and_the_report_shows_it(quick_judges, table, capsys):
     table, budget = table
     assert "Not run yet" in pages.page() and "Not run yet" in report.html()
     runs_.make([table, table], replace(budget, dry_run=True))
@@ -198,7 +212,7 @@ def test_a_table_makes_each_run_once_and_the_report_shows_it(table, capsys):
     assert html.count("data:image/webp") == 2 and "http" not in html
 
 
-def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
+def test_what_another_process_is_making_is_passed_over(quick_judges, table, monkeypatch):
     """Two processes at the same tables make each run once between them."""
     table, budget = table
     script = runs_.module(table.rows[0].script)
@@ -223,10 +237,11 @@ def test_what_another_process_is_making_is_passed_over(table, monkeypatch):
 
 def _work(results, table, budget):
     lines.RESULTS, runs_.PICTURES, record.SCORED = results, results.with_name("pictures"), 16
+    fid.load = fid.scores.load = _projected
     runs_.make([table], budget)
 
 
-def test_a_further_judge_scores_a_finished_run_without_training_again(table, monkeypatch, capsys):
+def test_a_further_judge_scores_a_finished_run_without_training_again(quick_judges, table, monkeypatch):
     table, budget = table
     runs_.make([table], budget)
     for row in table.rows:
@@ -238,6 +253,23 @@ def test_a_further_judge_scores_a_finished_run_without_training_again(table, mon
         assert again["step"] == 2 and again["kid"] == pytest.approx(own["kid"], rel=1e-6)
         assert again["heldout"]["n_real"] == 8
     monkeypatch.undo()
+
+
+def test_a_further_judge_scores_against_what_a_run_has_held_out(quick_judges, table, monkeypatch):
+    table, budget = table
+    row = replace(table.rows[0], settings=table.rows[0].settings | {"hold_out": 0.25})
+    table, budget = replace(table, rows=(row,)), replace(budget, reference=None, seeds=2)
+    runs_.make([table], budget)
+    monkeypatch.setattr(runs_, "judge", lambda scores: "another")  # so that its own judge comes again
+    runs_.make([table], budget)
+    found = {line["run"]: line["scores"] for line in lines.read("judged")}
+    for line in lines.read("run"):
+        own, again = line["scores"][-1], found[line["run"]]
+        assert (again["n_real"], again["heldout"]["n_real"]) == (6, 2)
+        for one, other in ((own, again), (own["heldout"], again["heldout"])):
+            assert one["kid"] == pytest.approx(other["kid"], rel=1e-6)
+    first, second = (scores["heldout"]["kid"] for scores in found.values())
+    assert first != pytest.approx(second, rel=1e-2), "each seed sets other images aside"
 
 
 def test_each_run_has_each_judge_once_and_the_page_shows_them_side_by_side(table, capsys):
@@ -264,6 +296,36 @@ def test_each_run_has_each_judge_once_and_the_page_shows_them_side_by_side(table
     capsys.readouterr()
     runs_.make([table], both)
     assert "2 scores by further judges cannot be added" in capsys.readouterr().out
+
+
+def test_further_judges_score_the_way_and_an_interrupted_stretch_goes_on(table, monkeypatch):
+    table, budget = table
+    (row, _), both = table.rows, replace(budget, judges=(LITE0, LITE2), judge_every=1)
+    alone, script = Table("", "", "", (row,)), runs_.module(row.script)
+    main, asked = script.main, []
+
+    def stops(settings):
+        asked.append(settings.iterations)
+        folder = main(settings)
+        if len(asked) == 1:
+            raise KeyboardInterrupt  # before the other judge came
+        return folder
+
+    monkeypatch.setattr(script, "main", stops)
+    with pytest.raises(KeyboardInterrupt):
+        runs_.make([alone], both)
+    runs_.make([alone], both)
+    assert asked == [1, 1, 2]
+    (line,) = selection.runs()
+    for name in both.judges:
+        assert [scores["step"] for scores in selection.scores_by(line, name)] == [1, 2]
+    first, *_ = selection.at_each_score(line)
+    assert judge.final(first, LITE2) is not None, "the page shows it for the shorter budget"
+    runs_.make([alone], both)
+    assert len(asked) == 3 and len(lines.read("judged")) == 2
+    assert runs_.stretches(replace(runs_.settings_of(row, 0, both), out=budget.out / line["run"]), both) == [
+        2
+    ]
 
 
 def test_a_run_is_not_judged_by_what_it_saw_through(monkeypatch, tmp_path):
@@ -540,6 +602,10 @@ def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkey
     monkeypatch.setattr(lines, "read", lambda kind: found * (kind == "run"))
     (section,) = pages.sections()
     assert [part.title for part in section.parts] == ["10 iterations of 16 images"]
+    assert [part.title for part in section.alone] == ["20 iterations of 16 images"]
+    assert "| 20 |" in pages.longer(section)
+    shorter = replace(section.alone[0], budget=replace(section.alone[0].budget, count=5))
+    assert pages.longer(replace(section, alone=[shorter])) == ""
     monkeypatch.setattr(lines, "read", lambda kind: found[2:] * (kind == "run"))
     (section,) = pages.sections()
     assert [part.title for part in section.parts] == ["20 iterations of 16 images"]

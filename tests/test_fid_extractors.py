@@ -149,6 +149,23 @@ def test_a_missing_package_is_named(monkeypatch, weights):
         extractors.load("inception", weights, CPU)
 
 
+@pytest.mark.parametrize("borders", [(0, 1), (1, 1), (1, 2), (2, 2)], ids=str)
+@pytest.mark.parametrize("stride, side", [(1, 6), (2, 6), (2, 7)])
+def test_a_depthwise_convolution_pads_by_itself_and_has_the_gradient_of_one_that_does_not(
+    borders, stride, side
+):
+    before, after = borders
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 4, 3 if after == 1 else 5, stride, groups=4).double()
+    conv.static_padding = torch.nn.ZeroPad2d((before, after, before, after))
+    x = torch.randn(2, 4, side, side, dtype=torch.float64, requires_grad=True)
+    both = []
+    for y in (extractors.Depthwise(conv)(x), conv(conv.static_padding(x))):
+        both.append([y, *torch.autograd.grad(y.sin().sum(), x)])
+    for mine, its in zip(*both, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
 @pytest.mark.parametrize(
     "number, channels, sides",
     [

@@ -239,7 +239,7 @@ def test_any_network_is_cut_into_its_layers_kept_clipped_and_averaged(house, fac
     split = house[3]
     assert fixed_layers(D) == split.freeze
     reals = Reals(Tuned(D), Images.load(faces), Augment("none"))
-    assert reals.features is not None and reals.scores(4).shape == (4,)
+    assert reals.scores(4).shape == (4,) and reals.features is not None
     clip = weights.Clip(D, 1e-3)
     clip()
     assert all(layer.kernel.kernel().abs().max() <= 1e-3 for layer in layers_of(D)[split.freeze :])

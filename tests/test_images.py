@@ -1,6 +1,7 @@
 """Images: what is read and how, what is refused, and what augmentation does to a batch."""
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.runs import ROOT
 from transfer import UserError
 from transfer.augment import Augment, diff_augment, jitter, mirror, rotate_and_crop
 from transfer.decoding import Unreadable, square
+from transfer.drawing import keep
 from transfer.images import NAMED, Images, grid, to_float, to_uint8
 from transfer.reading import find
 
@@ -47,7 +49,7 @@ def test_a_folder_and_a_zip_of_it_are_the_same_images(faces, tmp_path):
     assert torch.equal(folder.pixels, archive.pixels) and folder.fingerprint == archive.fingerprint
     assert folder.pixels.shape == (8, 3, 64, 64) and folder.pixels.dtype == torch.uint8
     assert folder.names == tuple(f"{index}.png" for index in range(8))
-    assert archive.unreadable.keys() == {"__MACOSX/", "readme.txt"}
+    assert archive.unreadable.keys() == {"__MACOSX/"}
 
 
 def test_what_is_hidden_is_named_once_and_not_read(faces, tmp_path):
@@ -135,10 +137,46 @@ def test_a_runs_grids_are_no_images(marks, faces, tmp_path):
             find(place)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "Readme", "LICENSE-CC", "licence", "sub/a.txt", "selected.csv", "NOTICE", "a.JSON"],
+)
+def test_notes_beside_images_are_not_worth_a_line(name, faces, tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "0.png").write_bytes((faces / "0.png").read_bytes())
+    (tmp_path / name).write_text("CC BY 4.0")
+    images = Images.load(tmp_path)
+    assert str(images) == "1 images" and not images.unreadable and not capsys.readouterr().out
+
+
+def test_a_file_that_should_have_been_an_image_is_named_whatever_it_is_called(faces, tmp_path):
+    image = (faces / "0.png").read_bytes()
+    for name in ("a.txt", "README"):
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / "half.txt").write_bytes(image[: len(image) // 2])
+    (tmp_path / "license.png").write_text("no image")
+    images = Images.load(tmp_path)
+    assert images.names == ("README", "a.txt") and images.unreadable.keys() == {"half.txt", "license.png"}
+
+
+def test_images_that_a_model_drew_are_left_out_of_those_around_them(faces, tmp_path, capsys):
+    own, drawn = shutil.copytree(faces, tmp_path / "own"), tmp_path / "own" / "more" / "drawn"
+    before = Images.load(own)
+    keep(before.pixels, drawn)
+    images = Images.load(own)
+    assert images.fingerprint == before.fingerprint and images.unreadable.keys() == {"more/drawn/"}
+    assert "left out: 'more/drawn/' (images that a model drew, as the .generated" in capsys.readouterr().out
+    assert len(Images.load(drawn)) == 8 and not Images.load(drawn).unreadable, "by themselves they are wanted"
+    archive = Path(shutil.make_archive(str(tmp_path / "own"), "zip", own))
+    assert Images.load(archive).unreadable.keys() == {"more/drawn/"}
+    (drawn / ".generated").unlink()
+    assert len(Images.load(own)) == 16
+
+
 def test_of_many_files_that_are_left_out_the_first_are_named(faces, tmp_path, capsys):
     (tmp_path / "0.png").write_bytes((faces / "0.png").read_bytes())
     for index in range(NAMED + 2):
-        (tmp_path / f"{index:03}.txt").write_text("a face")
+        (tmp_path / f"{index:03}.dat").write_text("a face")
     images = Images.load(tmp_path)
     said = capsys.readouterr().out
     assert said.count("left out: '0") == NAMED and "left out: 2 more" in said
@@ -202,11 +240,13 @@ def test_a_damaged_zip_is_refused_and_a_pipe_is_left_out(faces, tmp_path):
     assert Images.load(folder).unreadable == {"pipe.png": "no regular file"}
 
 
-@pytest.mark.parametrize("case", ["missing", "empty", "text", "file", "broken"])
+@pytest.mark.parametrize("case", ["missing", "empty", "text", "file", "broken", "networks"])
 def test_a_place_without_images_is_refused_by_name(case, tmp_path):
     place = tmp_path / "place"
     if case == "file":
         place.write_text("no zip")
+    elif case == "networks":
+        torch.save({"weight": torch.zeros(3)}, place)
     elif case != "missing":
         place.mkdir()
         if case == "text":
@@ -216,6 +256,7 @@ def test_a_place_without_images_is_refused_by_name(case, tmp_path):
     with pytest.raises(UserError) as refusal:
         Images.load(place)
     assert str(place) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert ("holds networks, and no images" in str(refusal.value)) == (case == "networks")
 
 
 def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path):

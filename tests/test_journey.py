@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import pytest
 from PIL import Image, ImageDraw
@@ -24,7 +25,7 @@ def drawn(folder):
         pen.ellipse((28, 24, 33, 29), fill="black")
         pen.ellipse((47, 24, 52, 29), fill="black")
         image.save(folder / f"{index:02d}.{('png', 'jpg', 'webp')[index % 3]}")
-    (folder / "notes.txt").write_text("drawn today", encoding="utf-8")
+    (folder / "notes.jpg").write_text("drawn today", encoding="utf-8")
     return folder
 
 
@@ -36,7 +37,7 @@ def journey(program, tmp_path, monkeypatch):
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
 
     def go(line, *more, status=0):
-        found, out = program(f"python {line}", *more)
+        found, out = program(f"{sys.executable} {line}", *more)
         assert found == status and "Traceback" not in out, out
         return out
 
@@ -46,7 +47,7 @@ def journey(program, tmp_path, monkeypatch):
 def test_from_a_folder_of_pictures_to_a_model_that_is_shared(journey, source, tmp_path, monkeypatch):
     mine, out = drawn(tmp_path / "mine"), tmp_path / "out"
     told = journey("operating_file.py inspect", mine)
-    assert "30" in told and "notes.txt" in told
+    assert "30" in told and "notes.jpg" in told
 
     train = f"wgan_64_transferlearning.py --images {mine} --source {source} --out {out} --batch-size 4"
     train += " --device cpu --sample-every 2 --log-every 1 --iterations 6"

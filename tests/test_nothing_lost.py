@@ -15,10 +15,12 @@ import torch
 
 from experiments.resume import equal
 from tests.runs import NAMES, ROOT, tiny
+from tests.stand_ins import tiny as projection
 from transfer import Diverged, NoSpace, UserError, record, weights
 from transfer.checkpoints import Checkpoints
 from transfer.folder import Folder
 from transfer.images import Images
+from transfer.plan import Split
 from transfer.record import Run
 from transfer.signals import Signals, Stop
 
@@ -99,6 +101,7 @@ def test_a_stop_while_scoring_is_at_once_and_the_score_is_made_up_for(faces, sou
     settings = replace(settings, score_every=1, extractor="efficientnet_lite0")
     from fid import scores
 
+    monkeypatch.setattr(scores, "load", lambda *_, **__: projection(name="efficientnet_lite0-12"))
     with monkeypatch.context() as patch:
         when(patch, scores, "score", 3, ask)  # the first is before the first iteration
         with pytest.raises(Stop):
@@ -120,6 +123,20 @@ def test_a_stop_in_the_first_iteration_does_not_wait_for_it(faces, source, tmp_p
         script.main(settings)
     assert "nothing is lost" in stop.value.sentence
     assert not list(tmp_path.iterdir()), "no empty run stays"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("phase", ["the first sample", "the frozen layers' features"])
+def test_a_stop_before_the_first_iteration_leaves_no_folder(
+    phase, name, faces, source, tmp_path, monkeypatch
+):
+    more = {"D": Split(3, 0, 2), "augment": "none"}
+    script, settings = tiny("wgan_64_freeze_layers", faces, source, tmp_path, **more)
+    owner, function = {"the first sample": (Run, "_draw")}.get(phase, (Images, "at"))
+    when(monkeypatch, owner, function, 1, lambda: ask(name))
+    with pytest.raises(Stop) as stop:
+        script.main(settings)
+    assert "nothing is lost" in stop.value.sentence and not list(tmp_path.iterdir())
 
 
 def test_usr1_saves_and_goes_on(faces, source, tmp_path, monkeypatch):

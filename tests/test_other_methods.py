@@ -117,7 +117,7 @@ def test_latents_and_scales_are_learnt_without_a_critic(tiny, source):
 def test_at_step_0_latent_optimization_shows_the_sources_samples(tiny, source):
     settings = tiny(generative_latent_optimization, iterations=1, rescale="adafm")
     run = generative_latent_optimization.main(settings)
-    drawn = draw(Source.read(source), 64, 0, torch.device("cpu"))
+    drawn = draw(Source.read(source), 16, 0, torch.device("cpu"))
     with Image.open(run / "samples" / "000000.png") as sampled:
         assert abs(np.asarray(sampled).astype(int) - np.asarray(grid(drawn)).astype(int)).max() <= 1
 

@@ -122,10 +122,16 @@ def test_the_generator_learns_from_both_critics_in_the_parts_that_are_asked_for(
     assert 5 < later[1] < 50
 
 
-def test_heads_that_are_ahead_rest(settings):
+def test_heads_that_are_ahead_rest(settings, monkeypatch):
+    asked, forward = [], projected_critic.Heads.forward
+    monkeypatch.setattr(
+        projected_critic.Heads, "forward", lambda heads, maps: asked.append(1) or forward(heads, maps)
+    )
     start = newest(projected_critic.main(replace(settings, iterations=1, rest=0.0)))
     for rest, learns in ((100.0, False), (0.0, True)):
+        asked.clear()
         end = newest(projected_critic.main(replace(settings, iterations=1, rest=rest, seed=0)))
+        assert len(asked) == (3 if learns else 2), "what they say of the fakes holds until they have learned"
         assert bool(end["optimizers"]["optimizer_heads"]["state"]) is learns
         assert torch.equal(end["heads"]["0.last.weight"], start["heads"]["0.last.weight"]) is learns
 

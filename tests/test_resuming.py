@@ -64,7 +64,9 @@ def test_another_scripts_run_names_its_own_command(program, faces, source, tmp_p
 def test_what_cannot_be_resumed_is_said_in_one_sentence(program, tmp_path):
     line = command(ROOT / "wgan_64.py", "--resume")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    for given, why in (("none", "does not exist"), ("empty", "holds no checkpoint")):
+    (tmp_path / "file.pt").write_bytes(b"")
+    reasons = {"none": "does not exist", "empty": "holds no checkpoint", "file.pt": "is a file"}
+    for given, why in reasons.items():
         status, out = program(line, tmp_path / given)
         assert status == 2 and why in out and out.count("\n") == 1
     status, out = program(line, "latest", "--out", tmp_path)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from PIL import Image
 from experiments import lines as results
 from experiments import strip
 from experiments.resume import equal
-from tests.runs import tiny
-from transfer import NoSpace, UserError
+from tests.runs import ROOT, tiny
+from transfer import NoSpace, UserError, checkpoints
 from transfer.card import card_of
 from transfer.checkpoints import Checkpoints
 from transfer.folder import Folder, grids, lines
@@ -82,13 +84,52 @@ def test_samples_that_cannot_be_written_cost_no_iteration_and_leave_nothing_half
     through = script.main(replace(settings, iterations=4))
     shutil.rmtree(folder / "samples")
     (folder / "samples").write_text("mine")
-    refused = r"000003.png cannot be written .*move away what is in its place, and go on with .* --resume "
+    refused = r"000003.png cannot be written .*move away what is in its place; go on with .* --resume "
     with pytest.raises(NoSpace, match=refused + str(folder)):
         script.main(replace(settings, resume=folder, iterations=4, sample_every=3))
     assert Checkpoints(folder).newest()[1]["step"] == 3
     (folder / "samples").unlink()
     script.main(replace(settings, resume=folder, iterations=4))
     assert equal(Checkpoints(folder).newest()[1], Checkpoints(through).newest()[1])
+
+
+@pytest.mark.parametrize("save_every", [1, 50])
+def test_a_disk_that_is_full_ends_a_run_with_how_it_goes_on(save_every, run, monkeypatch):
+    """Also where the checkpoint that the sentence promises is only written as the run ends."""
+    script, settings, _ = run
+    write = checkpoints.write
+
+    def full(path, fill):
+        if path.name == "000003.png":
+            raise NoSpace(f"{path} cannot be written")
+        return write(path, fill)
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    with pytest.raises(NoSpace, match=r"000003.png cannot be written; go on with .* --resume ") as ended:
+        script.main(replace(settings, iterations=4, save_every=save_every))
+    folder = Path(str(ended.value).split()[-1])
+    assert Checkpoints(folder).newest()[1]["step"] == 3
+
+
+def test_a_disk_that_is_full_at_once_leaves_no_folder(run, monkeypatch):
+    script, settings, _ = run
+
+    def full(path, fill):
+        raise NoSpace(f"{path} cannot be written")
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    with pytest.raises(NoSpace, match=r"settings.json cannot be written"):
+        script.main(replace(settings, out=settings.out.parent / "new"))
+    assert not [*(settings.out.parent / "new").iterdir()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_what_is_printed_to_a_full_disk_ends_in_a_sentence():
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "operating_file.py", "inspect", "train_images/source_domain"]
+        done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    sentence = "what this prints cannot be written (No space left on device): make room"
+    assert done.stderr == f"operating_file.py: {sentence}\n" and done.returncode == 2
 
 
 def test_a_grid_is_whole_or_not_there(run, monkeypatch):
@@ -101,7 +142,7 @@ def test_a_grid_is_whole_or_not_there(run, monkeypatch):
     files = Folder(folder, Path(script.__file__))
     monkeypatch.setattr("transfer.checkpoints.os.replace", full)
     for name in ("samples/000002.png", "samples/000003.png"):
-        with pytest.raises(NoSpace, match=r"cannot be written \(No space left .*make room.*; go on with"):
+        with pytest.raises(NoSpace, match=r"cannot be written \(No space left .*make room"):
             files.write_picture(Image.new("RGB", (64, 64)), name)
     files.release()
     assert (folder / "samples" / "000002.png").read_bytes() == before

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,7 +47,7 @@ def test_two_iterations_of_each_script(name, faces, source, tmp_path):
     assert description["images"]["count"] == 8 and description["settings"]["iterations"] == 2
     assert "torch" in description["versions"]
     with Image.open(run / "samples" / "000002.png") as image:
-        assert image.size == (512, 512)
+        assert image.size == (512, 128)
 
 
 @pytest.mark.parametrize("script", [*TRANSFERS, REGULARISED, "methods.minegan"])
@@ -197,7 +198,7 @@ def test_runs_are_numbered_and_nothing_is_overwritten(faces, source, tmp_path):
 
 
 def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "SCORED", 64)
+    monkeypatch.setattr(record, "SCORED", 16)
     monkeypatch.setenv("FID_CACHE", str(tmp_path / "cache"))
     script, settings = tiny("wgan_64_transferlearning", faces, source, tmp_path, iterations=2)
     plain = script.main(settings)
@@ -205,7 +206,7 @@ def test_scores_are_written_as_the_run_goes_on_and_change_nothing(faces, source,
     lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
-        assert (line["n_generated"], line["n_real"], line["heldout"]["n_real"]) == (64, 8, 8)
+        assert (line["n_generated"], line["n_real"], line["heldout"]["n_real"]) == (16, 8, 8)
         assert line["heldout"]["fid"] == pytest.approx(line["fid"]), "the reference is the training set here"
         assert "efficientnet_lite0" in line["extractor"]
     a, b = (Checkpoints(each).newest()[1] for each in (plain, run))
@@ -238,11 +239,11 @@ def test_a_policy_for_each_layer_from_training_to_drawing(faces, source, tmp_pat
     with Image.open(run / "samples" / "000003.png") as grid:
         expected = (
             torch.from_numpy(np.asarray(grid))
-            .view(8, 64, 8, 64, 3)
+            .view(2, 64, 8, 64, 3)
             .permute(0, 2, 4, 1, 3)
-            .reshape(64, 3, 64, 64)
+            .reshape(16, 3, 64, 64)
         )
-    drawn = draw(Source.read(run), 64, settings.seed, torch.device("cpu"))
+    drawn = draw(Source.read(run), 16, settings.seed, torch.device("cpu"))
     assert (drawn.int() - expected.int()).abs().max() <= 1, "the file alone says which policies these are"
 
 
@@ -329,13 +330,14 @@ def test_a_source_that_is_none_is_refused_in_one_sentence(what, faces, networks,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_of_a_script(faces, source, tmp_path):
+def test_the_command_line_of_a_script(program, faces, source, tmp_path):
     words = f"--source {source} --images {faces} --out {tmp_path} --G 2 1 2 --iterations 1 --batch-size 4"
     command = [sys.executable, str(ROOT / "wgan_64_transferlearning.py"), *words.split(), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(str(tmp_path / "0001-wgan_64_transferlearning-G212-D122"))
-    done = subprocess.run(
-        [*command, "--images", str(tmp_path / "no")], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "does not exist" in done.stderr
+    run = tmp_path / "0001-wgan_64_transferlearning-G212-D122"
+    assert done.stdout.strip().endswith(str(run))
+    with Image.open(run / "samples" / "000001.png") as image:
+        assert image.size == (512, 512), "64 samples, where no test makes do with fewer"
+    status, out = program(shlex.join(command), "--images", tmp_path / "no")
+    assert status == 2 and out.count("\n") == 1 and "does not exist" in out

@@ -38,7 +38,7 @@ def test_a_shared_file_carries_both_networks_and_says_what_they_are(run, tmp_pat
         np.asarray(Image.open(path)).astype(int)
         for path in (run / "samples" / "000002.png", tmp_path / "new" / "mine.png")
     )
-    assert abs(samples - drawn).max() <= 1, "the grid is the run's own"
+    assert abs(samples - drawn[: len(samples)]).max() <= 1, "the grid is the run's own"
 
 
 def test_repeated_iterations_count_once(tmp_path):

@@ -1,5 +1,6 @@
 """The sweep: what is tried, in which order, who goes on; a worker's death loses and repeats nothing."""
 
+import contextlib
 import html
 import multiprocessing
 import os
@@ -233,22 +234,30 @@ def wait_for(condition) -> None:
 def unbroken(settings: space.Settings) -> list[tuple]:
     """What one worker finds that nobody disturbs."""
     alone = replace(settings, out=settings.out.parent / "alone" / "sweep", storage=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stand_in_script, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with at_once():
         command.main(alone)
     return told(Sweep.open(alone))
 
 
+@contextlib.contextmanager
+def at_once():
+    """Meanwhile the stand-in does not pause, here and in processes that are forked from this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_script, "time", SimpleNamespace(sleep=lambda seconds: None))
+        yield
+
+
 def dies(settings: space.Settings, workers: int) -> None:
     """Kill one of some workers in the middle of a run, let the others or a new one end, and compare."""
-    slow = replace(settings, set=("pause=0.2",), save_every=1)
+    slow = replace(settings, set=("pause=0.1",), save_every=1)
     processes = [begin(slow) for _ in range(workers)]
     log = settings.out / "computed.txt"
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
     processes[0].kill()
     processes[0].join()
     if workers == 1:
-        processes.append(begin(slow))
+        with at_once():
+            processes.append(begin(slow))
     for process in processes[1:]:
         process.join(timeout=60)
         assert process.exitcode == 0
@@ -286,7 +295,8 @@ def test_workers_of_one_command_share_its_plans_and_end_with_it(settings, monkey
     wait_for(quiet)
     states = {trial.state for trial in sweep.study.trials}
     assert states == {TrialState.WAITING}, "put back, and none given up"
-    command.main(slow)
+    with at_once():
+        command.main(slow)
     assert told(sweep) == unbroken(slow)
 
 
@@ -297,7 +307,8 @@ def test_time_ends_a_sweep_and_the_same_command_goes_on(settings):
     worker.work(slow, until=time.time() + 1)
     states = Counter(trial.state for trial in sweep.trials())
     assert states == {TrialState.WAITING: 6}
-    command.main(slow)
+    with at_once():
+        command.main(slow)
     assert told(sweep) == unbroken(slow)
     assert sum(computed(settings.out).values()) - len(computed(settings.out)) <= 1
 

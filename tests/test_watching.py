@@ -128,12 +128,12 @@ def test_the_board_has_a_runs_curves_and_grids_and_follows_it(faces, source, tmp
     assert [e.step for e in events(place).Scalars("log/generator")] == [1, 2, 3]
 
 
-def test_the_board_says_where_there_is_no_run_and_keeps_what_is_there(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_board_says_where_there_is_no_run_and_keeps_what_is_there(program, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         board.write(tmp_path, tmp_path / "events")
-    done = started("-m", "transfer", "board", tmp_path, "--to", tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("python -m transfer: ")
-    assert "is there already" in done.stderr
+    status, out = program(f"{sys.executable} -m transfer board", tmp_path, "--to", tmp_path)
+    assert status == 2 and out.startswith("python -m transfer: ") and "is there already" in out
 
 
 def test_tensorboard_is_started_with_options_that_it_has(monkeypatch, faces, source, tmp_path):

@@ -40,7 +40,6 @@ from transfer.images import grid as grid_of
 from transfer.settings import ROOT, Bound, registry, user_errors
 from transfer.shared import Source
 
-SOURCE = ROOT / "pretrained_model" / "wgan_64.safetensors"
 DRAWN = 64  # images, unless count says otherwise
 WALKED, STEPS, PAUSE = 8, 16, 60  # a walk's latents, its images from each to the next, ms for an image
 
@@ -183,7 +182,11 @@ def _check_names(file: Path) -> None:
 
 
 def adapter(
-    run: Positional[Path], file: Positional[Path], best: bool = False, source: Path | None = None
+    run: Positional[Path],
+    file: Positional[Path],
+    best: bool = False,
+    source: Path | None = None,
+    critic: bool = True,
 ) -> None:
     """Write the tensors of a checkpoint that its run's source has not to FILE.safetensors.
 
@@ -192,12 +195,15 @@ def adapter(
         file: the file to write.
         best: the run's checkpoint with the best score, not its newest.
         source: where the run's source is, if not where it was when the run began.
+        critic: without it the file is enough to draw and to mix, and often less than half as large.
 
     Raises:
         UserError: when the run has no checkpoint or no source, or the file's name has another ending.
     """
     _check_name(file)
     own = Adapter.of(run, best, source)
+    if not critic:
+        own.networks["D"].clear()
     own.write(file)
     numbers = sum(tensor.numel() for tensors in own.networks.values() for tensor in tensors.values())
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB, {numbers:,} numbers) is written")
@@ -206,7 +212,7 @@ def adapter(
 def apply(
     adapters: Positional[tuple[Path, ...]],
     to: Path,
-    source: Path = SOURCE,
+    source: Path | None = None,
     shares: tuple[float, ...] = (),
     licence: str | None = None,
 ) -> None:
@@ -215,7 +221,7 @@ def apply(
     Args:
         adapters: the files that python -m transfer adapter has written.
         to: the file to write, which is read where a source or a run is.
-        source: what the adapters were carried over from.
+        source: what the adapters were carried over from; what has its name in pretrained_model/ if not given.
         shares: one number for each adapter; equal ones that add up to 1, unless given.
         licence: what the card says of the licence, as model hubs name it, such as mit or cc-by-nc-4.0.
 
@@ -229,7 +235,11 @@ def apply(
             f"{len(shares)} shares for {len(adapters)} adapters: give one for each of at least one"
         )
     found = [Adapter.read(file) for file in adapters]
-    networks = applied(shared.Source.read(source), found, shares)
+    if source is None:
+        source = ROOT / "pretrained_model" / str(found[0].card["settings"]["source"])
+        if not source.exists():
+            raise UserError(f"{source.name}, the adapters' source, is not in {source.parent}: give --source")
+    networks = applied(Source.read(source), found, shares)
     mixed = [
         {"adapter": file.name, "share": share, "images": each.card.get("images", {})}
         for file, share, each in zip(adapters, shares, found, strict=True)

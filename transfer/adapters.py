@@ -84,8 +84,9 @@ class Adapter:
                 card = json.loads((handle.metadata() or {})["adapter"])
                 keys = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118, no mapping
         except (OSError, SafetensorError, KeyError, ValueError) as error:
+            why = "its header tells of none" if isinstance(error, KeyError) else error
             raise UserError(
-                f"{file} is no adapter ({error}): write one with python -m transfer adapter"
+                f"{file} is no adapter ({why}): write one with python -m transfer adapter"
             ) from None
         networks: Tensors = {"ema": {}, "D": {}}
         for key, tensor in keys.items():

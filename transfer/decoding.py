@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+import zipfile
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
@@ -19,6 +21,7 @@ MOST_BYTES = 200_000_000  # likewise a file with more
 # Pillow refuses a PNG with a megabyte of text, for fear of memory: let text take what pixels may take.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_BYTES
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits, of numbers in files of 16 and 32
+EMPTY, NO_IMAGE = "empty file", "not in an image format that is read here"
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 
 
@@ -38,7 +41,7 @@ def decode(data: bytes) -> Image.Image:
         guessed, if anything.
     """
     if not data:
-        raise Unreadable("empty file")
+        raise Unreadable(EMPTY)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of corrupt EXIF and of sizes that are refused below
@@ -94,14 +97,24 @@ def _other(data: bytes) -> str:
         kind = "Photoshop's" if data.startswith(b"8BPS") else "a TIFF"
         return f"{kind} file, but of a kind that is not read here: save it as PNG"
     if begins.startswith(b"PK\x03\x04"):
-        return "a zip: unpack it, or give it by itself"
+        return _of_zip(data)
     if begins.startswith((b"%PDF", b"%!PS")):
         return "a page, which could run code: save its picture as PNG"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
         return "HEIC, which is not read here: save it as JPEG"
     if begins.startswith(b"<") and b"<svg" in begins:
         return "SVG, which is not read here: save it as PNG"
-    return "not in an image format that is read here"
+    return NO_IMAGE
+
+
+def _of_zip(data: bytes) -> str:
+    """Why a zip among images is not read: saved networks and office documents are zips as well."""
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except Exception:  # a directory can be damaged in many ways
+        return "a damaged zip"
+    images = any(Path(name).suffix.lower() in Image.registered_extensions() for name in names)
+    return "a zip: unpack it, or give it by itself" if images else NO_IMAGE
 
 
 def _to_eight_bits(image: Image.Image, tiles: list, data: bytes) -> tuple[Image.Image, str]:

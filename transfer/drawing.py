@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transfer import UserError
 from transfer.images import to_uint8
 from transfer.plan import layers_of
+from transfer.reading import MARKER
 from transfer.shared import Source
 
-MARKER = ".generated"  # a JSON list of the files that were written here, which alone may be cleared away
 ROOT = Path(__file__).parents[1]
 
 
@@ -164,6 +164,8 @@ def draw(
 
 def keep(images: Iterable[Tensor], folder: Path, count: int | None = None) -> None:
     """Write images (3, H, W), uint8, as numbered PNG files, and before them the marker with their names.
+
+    By the marker they are known: they alone may be cleared away, and no one trains on them unawares.
 
     count: how many there are, where images cannot tell.
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from transfer import UserError, compiler, winograd
+from transfer import UserError, compiler, windows, winograd
 from transfer.augment import Augment, mirrored
 from transfer.images import Images
 from transfer.plan import layers_of
@@ -78,8 +79,9 @@ def tune(
 
     On CUDA and on CPUs with bf16 instructions: bf16 products of float32 weights; normalisation keeps float32
     statistics, and what a network returns is float32. Where those instructions are of matrices (AMX) the
-    networks are compiled too. On other CPUs the wide 4x4 convolutions of stride 2 go through
-    transfer.winograd, which needs 2.56 times fewer products and agrees with torch up to rounding.
+    networks are compiled too. On CPUs without them the 4x4 convolutions of stride 2 go through
+    transfer.windows in bf16, and in float32 through transfer.winograd, which needs 2.56 times fewer
+    products. Both agree with torch up to rounding.
 
     Args:
         networks: their `forward` is made fast; what else is made of their modules, by Tuned.hasten.
@@ -100,9 +102,9 @@ def tune(
     if fast and bf16:
         how = "computing in bf16 (numbers of half the length; --no-fast keeps float32)"
         hasten = partial(_bf16, device=device.type, compiled=compiled)
-    if few_products:
-        for network in networks:
-            use_few_products(network)
+    room = winograd if few_products else windows if hasten and device.type == "cpu" and not matrix else None
+    for network in networks if room else ():
+        convolve_by(room, network)
     if compiled or few_products:
         how += ", compiled, which takes a minute or two of the first iteration when nothing is cached"
     elif fast and short and device.type == "cpu" and (matrix or not bf16):
@@ -113,23 +115,22 @@ def tune(
     return [Tuned(network, hasten) for network in networks]
 
 
-def use_few_products(network: nn.Module) -> None:
-    """Have the layers of stride 2 and padding 1 convolve by transfer.winograd."""
+def convolve_by(room: ModuleType, network: nn.Module) -> None:
+    """Have the layers of stride 2 and padding 1 convolve by a room: transfer.winograd or transfer.windows."""
+    down, up = (partial(_convolved, room, name) for name in ("conv2d", "conv_transpose2d"))
     for kernel in (layer.kernel for layer in layers_of(network)):
         if (kernel.stride, kernel.padding) == (2, 1):
-            down, up = _few_products("conv2d"), _few_products("conv_transpose2d")
             if kernel.out_axis == 0:
                 kernel.convolve, kernel.convolve_back = down, up
             else:
                 kernel.convolve = up
 
 
-def _few_products(name: str) -> Callable[..., Tensor]:
-    def convolve(x: Tensor, kernel: Tensor, shift: Tensor | None, stride: int, padding: int) -> Tensor:
-        y = getattr(winograd, name)(x, kernel)
-        return y if shift is None else y + shift[:, None, None]
-
-    return convolve
+def _convolved(
+    room: ModuleType, name: str, x: Tensor, kernel: Tensor, shift: Tensor | None, stride: int, padding: int
+) -> Tensor:
+    y = getattr(room, name)(x, kernel)
+    return y if shift is None else y + shift.to(y.dtype)[:, None, None]
 
 
 def bf16_on(device: torch.device) -> bool:
@@ -202,11 +203,11 @@ class Reals:
     def __init__(self, D: Tuned, images: Images, augment: Augment, fast: bool = True) -> None:
         self.D, self.images, self.augment = D, images, augment
         self.features, self.above = None, None
-        if fast and augment.name in ("none", "flip"):
-            self._keep(fixed_layers(D.network))
+        self._begun = not fast or augment.name not in ("none", "flip")
 
     @torch.no_grad()
     def _keep(self, layers: int) -> None:
+        self._begun = True
         if not layers:
             return
         each = stages(self.D.network)
@@ -223,7 +224,12 @@ class Reals:
         self.above = above
 
     def scores(self, n: int) -> Tensor:
-        """D's scores (n,) of n images drawn with replacement and augmented."""
+        """D's scores (n,) of n images drawn with replacement and augmented.
+
+        What is kept is made here, in the first iteration: a stop does not wait for it, nor leaves a folder.
+        """
+        if not self._begun:
+            self._keep(fixed_layers(self.D.network))
         if self.features is None:
             return self.D(self.augment.real(self.images.batch(n)))
         chosen = self.images.draw(n)

@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transfer import NoSpace, UserError, checkpoints
 from transfer.checkpoints import Checkpoints
 from transfer.decoding import Unreadable, decode
 from transfer.settings import command, description_of
+from transfer.signals import Signals
 
 OWNER = r"process (\d+) on (\S+) since"  # what .owner begins with
 
@@ -83,6 +85,17 @@ class Folder:
         """Let other processes have it."""
         self._lock.release()
 
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[None]:
+        """Meanwhile a stop is at once, and it or whatever else goes wrong takes the folder away again."""
+        with Signals() as signals:
+            signals.at_once = True
+            try:
+                yield
+            except BaseException:
+                self.remove()
+                raise
+
     def remove(self) -> None:
         """Take it away again: a run that ended before its first iteration leaves nothing."""
         self.release()
@@ -111,8 +124,7 @@ class Folder:
                 file.write(json.dumps({"step": step, **content}) + "\n")
         except OSError as error:
             raise NoSpace(
-                f"{self.path} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and "
-                f"{self._then()}"
+                f"{self.path} cannot be written ({error.strerror}): {checkpoints.mend(error)}"
             ) from None
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -129,7 +141,8 @@ class Folder:
                 if text != path.read_bytes():
                     checkpoints.write(path, lambda handle, text=text: handle.write(text))
 
-    def _then(self) -> str:
+    def then(self) -> str:
+        """What to do when the reason for which the run ended is mended."""
         return f"go on with {self.go_on}" if self.checkpoints.found() else "start again"
 
     def write_picture(self, picture: Image.Image, name: str) -> None:
@@ -138,13 +151,9 @@ class Folder:
         try:
             picture.save(data, "PNG")
             file.parent.mkdir(exist_ok=True)
-            checkpoints.write(file, lambda handle: handle.write(data.getvalue()))
         except OSError as error:
-            raise NoSpace(
-                f"{file} cannot be written ({error.strerror}): {checkpoints.mend(error)}, and {self._then()}"
-            ) from None
-        except NoSpace as error:
-            raise NoSpace(f"{error}; {self._then()}") from None
+            raise NoSpace(f"{file} cannot be written ({error.strerror}): {checkpoints.mend(error)}") from None
+        checkpoints.write(file, lambda handle: handle.write(data.getvalue()))
 
 
 def lines(run: Path, name: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -17,10 +18,16 @@ from typing import NoReturn
 from PIL import Image
 
 from transfer import UserError
-from transfer.decoding import MOST_BYTES, Unreadable, decode
+from transfer.decoding import EMPTY, MOST_BYTES, NO_IMAGE, Unreadable, decode
 
 RUN = ("settings.json", "reals.png", "log.jsonl", "checkpoints/manifest.json")  # two of them: it is a run's
 GRIDS = "a run's folder, whose pictures are grids of many images"
+MARKER = ".generated"  # a JSON list of the files beside it that a model drew, see drawing.keep
+DRAWN = f"images that a model drew, as the {MARKER} in there says: remove that file to use them"
+NOTES = re.compile(  # names of what goes with images and is none
+    r"(readme|licen[cs]e|copying|credits|notice)[^.]*|.*\.(md|txt|rst|csv|tsv|jsonl?|xml|ya?ml)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def find(path: Path) -> list[File]:
     """Every file of a folder (flat or nested, links followed) or a zip, sorted by name; each image of an idx.
 
     Which of them are images only their content tells. What is hidden, what cannot be listed, a folder that
-    links lead to twice and a run of this project are one File each, which is refused.
+    links lead to twice, a run of this project and a folder that a model drew to are one File each, which is
+    refused. Notes, such as a README or a list, are left out where anything else is there.
 
     Raises:
         UserError: when there is no such folder or zip, or it cannot be read, holds nothing, or is a run's.
@@ -81,8 +89,23 @@ def find(path: Path) -> list[File]:
             f"{path} holds a run's grids of many images: give single images, or --model {run} where they are"
             " to be drawn from the run and scored"
         )
-    found = sorted(_gathered(files, runs), key=lambda file: file.name)
+    files = [file for file in files if file.name != MARKER]  # the images of the folder itself are wanted
+    drawn = {file.name.removesuffix(MARKER) for file in files if file.name.endswith(f"/{MARKER}")}
+    refused = dict.fromkeys(drawn, DRAWN) | dict.fromkeys(runs, GRIDS)
+    found = sorted(_gathered(files, refused), key=lambda file: file.name)
+    found = [file for file in found if not _is_note(file)] or found
     return [image for file in found for image in (images_of(file) if may_be_idx(file) else [file])]
+
+
+def _is_note(file: File) -> bool:
+    """Whether a file goes with images and is none, by its name and its content."""
+    if file.refused or not NOTES.fullmatch(file.name.rpartition("/")[2]):
+        return False
+    try:
+        file.image()
+    except Unreadable as reason:
+        return str(reason) in (EMPTY, NO_IMAGE)
+    return False
 
 
 def _runs(names: set[str]) -> set[str]:
@@ -91,8 +114,8 @@ def _runs(names: set[str]) -> set[str]:
     return {folder for folder in folders if sum(folder + mark in names for mark in RUN) > 1}
 
 
-def _gathered(files: Iterable[File], runs: set[str]) -> Iterable[File]:
-    """The files, with one in the place of all that are hidden together or belong to one run."""
+def _gathered(files: Iterable[File], refused: dict[str, str]) -> Iterable[File]:
+    """The files, with one in the place of all that are hidden together or in a folder that is refused."""
     gathered: dict[str, File] = {}
     for file in files:
         *folders, name = file.name.split("/")
@@ -102,8 +125,8 @@ def _gathered(files: Iterable[File], runs: set[str]) -> Iterable[File]:
             if _is_hidden(part):
                 gathered[at] = File.not_read(at, "hidden")
                 break
-            if at in runs:
-                gathered[at] = File.not_read(at, GRIDS)
+            if at in refused:
+                gathered[at] = File.not_read(at, refused[at])
                 break
         else:
             yield file
@@ -179,6 +202,8 @@ def _in_zip(path: Path) -> list[File]:
     except Exception as error:  # a directory can be damaged in many ways
         what = error if zipfile.is_zipfile(path) else "its end is missing"
         raise UserError(f"{path} is a damaged zip ({what}): make it again") from None
+    if any(name.endswith("/data.pkl") for name in archive.namelist()):  # as torch.save writes it
+        raise UserError(f"{path} holds networks, and no images: give a folder or a zip of images")
     files = []
     for member in archive.infolist():
         parts = member.filename.replace("\\", "/").split("/")  # as some programs write it

@@ -95,14 +95,11 @@ class Run:
         make_sure_of_space(out, self._bytes())
         self._hold(Folder.new(out, "-".join(filter(None, (self.script.stem, title))), self.script))
         print(f"the run is in {self.folder}", flush=True)
-        try:
+        with self.files.begun():
             shutil.copyfile(self.script, self.folder / self.script.name)
             self.files.describe(**self._description())
             self.files.write_picture(grid(images.pixels[:SAMPLES]), "reals.png")
             self.sample()
-        except KeyboardInterrupt:
-            self.files.remove()
-            raise
 
     def _hold(self, files: Folder) -> None:
         self.files, self.folder, self.checkpoints = files, files.path, files.checkpoints
@@ -189,6 +186,8 @@ class Run:
                     raise
             self._animate()
             print(f"{time.monotonic() - began:.0f} s; samples and checkpoints are in {self.folder}")
+        except NoSpace as error:
+            raise NoSpace(f"{error}; {self.files.then()}") from None
         finally:
             self.files.release()
 
@@ -304,6 +303,8 @@ class Run:
     def _animate(self) -> None:
         try:
             animate(self.folder)
+        except NoSpace as error:
+            print(error)
         except Exception as error:  # the run is whole without it
             print(f"{self.folder / 'samples.webp'} cannot be made ({error or type(error).__name__})")
 

@@ -215,7 +215,8 @@ def run_of(resume: Path, out: Path, script: Path) -> Path:
     """
     if str(resume) != LATEST or resume.is_dir():
         if not _checkpoints(resume):
-            what = "holds no checkpoint" if resume.is_dir() else "does not exist"
+            what = "is a file" if resume.is_file() else "does not exist"
+            what = "holds no checkpoint" if resume.is_dir() else what
             raise UserError(
                 f"{resume} {what}: give a run's folder, such as {out / '0001-...'}, or {LATEST}; or leave"
                 " --resume out to start a run"
@@ -368,6 +369,8 @@ def limit(error: Exception) -> str:
         return f"the memory is used up: {_less()}"
     if of_torch and "MPS" in text and "CUDA" not in text:  # which has an MPS of its own
         return f"mps cannot do all of this ({text.splitlines()[0]}): give --device cpu"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'what this prints'} cannot be written ({error.strerror}): make room"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename)[:60]}... is a longer name than the system allows: give a shorter one"
     return ""

@@ -207,7 +207,13 @@ def _read_shared(path: Path) -> dict[str, Any]:
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            card = _card((file.metadata() or {}).get("card", "{}"), path)
+            told = file.metadata() or {}
+        if "adapter" in told:
+            raise UserError(
+                f"{path} is an adapter, which is part of a model: python -m transfer apply {path} --to"
+                " whole.safetensors makes a model of it"
+            )
+        card = _card(told.get("card", "{}"), path)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: give a .safetensors file, a checkpoint or a run's folder"

@@ -168,7 +168,7 @@ def _tile(size: tuple[int, int], x: Tensor, weight: Tensor) -> int | None:
     return 4 if whole and len(x) * height * width // 16 >= FEWEST_TILES else 2
 
 
-def _asked_for(ctx) -> Sequence[bool]:
+def asked_for(ctx) -> Sequence[bool]:
     """Which inputs' gradients this very pass leads to: ctx only knows which inputs require one at all.
 
     Without it the generator's step, which passes through the critic, would pay for the critic's kernels.
@@ -192,7 +192,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         V, U = ctx.saved_tensors
-        to_V, to_U = _asked_for(ctx)
+        to_V, to_U = asked_for(ctx)
         return torch.bmm(grad, U) if to_V else None, torch.bmm(grad.mT, V) if to_U else None
 
 
