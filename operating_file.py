@@ -1,4 +1,4 @@
-"""Everything that is done to image folders: select from one, inspect one, clear what the project wrote.
+"""Everything that is done to image folders: select, fetch, inspect, clear what the project wrote.
 
     python operating_file.py select SOURCE TARGET --count 96   draw images, as 64x64 PNG, to a new folder
     python operating_file.py inspect PATH                      sizes, modes, formats, unreadable, duplicates
@@ -9,7 +9,8 @@ Where faces come from, one line each:
 
     your folder or zip    python operating_file.py select my_faces.zip train_images/source_domain/mine
     your folder, in place python wgan_64.py --images my_faces
-    CelebA                python operating_file.py celeba data train_images/source_domain/celeba --count 20000
+    CelebA                python operating_file.py fetch celeba --count 20000
+    mnist, fashion, kmnist: grey images of 28x28, as python operating_file.py fetch mnist
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transfer import UserError
+from transfer import UserError, datasets
 from transfer.decoding import Box, Unreadable, decode, doubts, square
 from transfer.reading import find
 from transfer.settings import Augmentation, registry, user_errors
 
-FACE = (15, 40, 163, 188)  # in CelebA's aligned images of 178 x 218 pixels
 SIDE = 64  # pixels, of what the scripts train on
 SHOWN = 10  # lines of a list before "and N more"
 
@@ -143,28 +143,38 @@ def _write(drawn: list, folder: Path, count: int, size: int, box: Box | None) ->
     return written
 
 
-def celeba(root: Path, target: Path, /, count: int | None = None, seed: int = 0) -> None:
-    """Fetch CelebA with torchvision (1.4 GB, once; for non-commercial research), and select faces from it.
+# ----------------------------------------------------------------------------------------------------------
+# Fetching.
+
+
+def fetch(
+    name: datasets.DataSet,
+    target: Path | None = None,
+    /,
+    count: int | None = None,
+    seed: int = 0,
+    downloads: Path = Path("train_images/downloads"),
+) -> None:
+    """Fetch a public data set with torchvision, once, and write what the scripts read to a new folder.
+
+    mnist, fashion and kmnist: 60,000 grey images of 28 x 28 pixels each, as idx files in a sub-folder for
+    each label; their 10,000 test images go to TARGET_held_out. celeba: 202,599 faces (1.4 GB, from Google
+    Drive, which often refuses; for non-commercial research), as 64x64 PNG.
 
     Args:
-        root: where CelebA is, or is to be put.
-        target: where to: a folder that is new or empty.
-        count: how many of the 202,599 faces; without it all.
-        seed: the same seed draws the same faces.
+        name: which.
+        target: where to, new or empty; train_images/NAME or train_images/source_domain/celeba, unless given.
+        count: how many; without it all.
+        seed: the same seed draws the same images.
+        downloads: where torchvision's own files are, or are to be put.
     """
-    _new(target)  # before anything is fetched
-    try:
-        from torchvision.datasets import CelebA
-
-        CelebA(str(root), split="all", download=True)
-    except Exception as error:  # torchvision, gdown and the network fail in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"torchvision cannot fetch CelebA to {root} ({reason}): fetch img_align_celeba.zip from"
-            " mmlab.ie.cuhk.edu.hk/projects/CelebA.html with a browser, and select from it with"
-            f" --box {' '.join(map(str, FACE))}"
-        ) from None
-    select(root / "celeba" / "img_align_celeba", target, count, seed, box=FACE)
+    _check(("count", count, 1), ("seed", seed, 0))
+    usual = Path("train_images/source_domain" if name == "celeba" else "train_images", name)
+    target = _new(target or usual)  # before anything is fetched
+    if name == "celeba":
+        return select(datasets.celeba(downloads), target, count, seed, box=datasets.FACE)
+    held_out = _new(target.with_name(f"{target.name}_held_out"))
+    datasets.small(name, downloads, target, held_out, count, seed)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -435,7 +445,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     with user_errors():
         tyro.extras.subcommand_cli_from_dict(
-            {"select": select, "inspect": inspect, "preview": preview, "clear": clear, "celeba": celeba},
+            {"select": select, "fetch": fetch, "inspect": inspect, "preview": preview, "clear": clear},
             description=__doc__,
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),

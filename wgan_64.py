@@ -12,6 +12,7 @@ from pathlib import Path
 from transfer.settings import (
     Augmentation,
     Batch,
+    Channels,
     Count,
     Decay,
     Extractor,
@@ -19,6 +20,7 @@ from transfer.settings import (
     Positive,
     Seed,
     Share,
+    Size,
     Whole,
     check,
     command_line,
@@ -41,6 +43,8 @@ class Settings:
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z
     width: Count = 64  # channels of the layer next to the image; the others have 2, 4 and 8 times as many
+    size: Size = 64  # pixels, of an image's side
+    channels: Channels = 3  # of an image: 1 is grey
     seed: Seed = 0
     device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     fast: bool = True  # bf16, compiled kernels, CUDA graphs: what suits the device; else plain float32
@@ -75,17 +79,20 @@ from transfer.weights import Average, Clip, learning, optimizer
 
 
 class Generator(nn.Module):
-    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
+    """z (N, latent) -> images (N, channels, size, size) in [-1, 1]; a policy for each of the five layers.
 
-    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
+    size is a multiple of 16: four layers double what the first one makes.
+    """
+
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,), size=64, channels=3):
         super().__init__()
-        self.arguments = {"latent": latent, "width": width}
+        self.arguments = {"latent": latent, "width": width, "size": size, "channels": channels}
         p1, p2, p3, p4, p5 = policies
-        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
+        self.conv1, self.norm1 = ConvUp(latent, 8 * width, size // 16, 1, 0, p1), Norm(8 * width, p1)
         self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
         self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
         self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
-        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
+        self.conv5 = ConvUp(width, channels, 4, 2, 1, p5)
 
     def forward(self, z):
         x = z[:, :, None, None]  # N x 100 x 1 x 1
@@ -97,21 +104,21 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers.
+    """x (N, channels, size, size) -> scores (N,), unbounded: WGAN's critic; a policy for each of five layers.
 
     Without norm it has no batch normalisation, and biases in the place of its shifts: WGAN-GP's critic.
     """
 
-    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True):
+    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True, size=64, channels=3):
         super().__init__()
-        self.arguments = {"width": width, "norm": norm}
+        self.arguments = {"width": width, "norm": norm, "size": size, "channels": channels}
         bias, Norm_ = not norm, Norm if norm else nn.Identity
         p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias)
+        self.conv1 = Conv(channels, width, 4, 2, 1, p1, bias)
         self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias), Norm_(2 * width, p2)
         self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias), Norm_(4 * width, p3)
         self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias), Norm_(8 * width, p4)
-        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
+        self.conv5 = Conv(8 * width, 1, size // 16, 1, 0, p5)  # fully connected
 
     def forward(self, x):
         x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
@@ -126,9 +133,11 @@ def main(settings: Settings) -> Path | None:
     check(settings)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    G = Generator(settings.latent, settings.width).to(device, memory_format=torch.channels_last)
-    D = Discriminator(settings.width).to(device, memory_format=torch.channels_last)
-    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
+    shape = {"size": settings.size, "channels": settings.channels}
+    G = Generator(settings.latent, settings.width, **shape)
+    D = Discriminator(settings.width, **shape)
+    G, D = (network.to(device, memory_format=torch.channels_last) for network in (G, D))
+    images = Images.load(settings.images, device, **shape).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

@@ -88,17 +88,20 @@ from wgan_gp_64 import gradient_penalty, score_gradient
 
 
 class Generator(nn.Module):
-    """z (N, latent) -> images (N, 3, 64, 64) in [-1, 1]; a policy for each of the five layers."""
+    """z (N, latent) -> images (N, channels, size, size) in [-1, 1]; a policy for each of the five layers.
 
-    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
+    size is a multiple of 16: four layers double what the first one makes.
+    """
+
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,), size=64, channels=3):
         super().__init__()
-        self.arguments = {"latent": latent, "width": width}
+        self.arguments = {"latent": latent, "width": width, "size": size, "channels": channels}
         p1, p2, p3, p4, p5 = policies
-        self.conv1, self.norm1 = ConvUp(latent, 8 * width, 4, 1, 0, p1), Norm(8 * width, p1)
+        self.conv1, self.norm1 = ConvUp(latent, 8 * width, size // 16, 1, 0, p1), Norm(8 * width, p1)
         self.conv2, self.norm2 = ConvUp(8 * width, 4 * width, 4, 2, 1, p2), Norm(4 * width, p2)
         self.conv3, self.norm3 = ConvUp(4 * width, 2 * width, 4, 2, 1, p3), Norm(2 * width, p3)
         self.conv4, self.norm4 = ConvUp(2 * width, width, 4, 2, 1, p4), Norm(width, p4)
-        self.conv5 = ConvUp(width, 3, 4, 2, 1, p5)
+        self.conv5 = ConvUp(width, channels, 4, 2, 1, p5)
 
     def forward(self, z):
         x = z[:, :, None, None]  # N x 100 x 1 x 1
@@ -110,21 +113,21 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (N, 3, 64, 64) -> scores (N,), unbounded: WGAN's critic; a policy for each of the five layers.
+    """x (N, channels, size, size) -> scores (N,), unbounded: WGAN's critic; a policy for each of five layers.
 
     Without norm it has no batch normalisation, and biases in the place of its shifts: WGAN-GP's critic.
     """
 
-    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True):
+    def __init__(self, width=64, policies=5 * (FINETUNE,), norm=True, size=64, channels=3):
         super().__init__()
-        self.arguments = {"width": width, "norm": norm}
+        self.arguments = {"width": width, "norm": norm, "size": size, "channels": channels}
         bias, Norm_ = not norm, Norm if norm else nn.Identity
         p1, p2, p3, p4, p5 = policies
-        self.conv1 = Conv(3, width, 4, 2, 1, p1, bias)
+        self.conv1 = Conv(channels, width, 4, 2, 1, p1, bias)
         self.conv2, self.norm2 = Conv(width, 2 * width, 4, 2, 1, p2, bias), Norm_(2 * width, p2)
         self.conv3, self.norm3 = Conv(2 * width, 4 * width, 4, 2, 1, p3, bias), Norm_(4 * width, p3)
         self.conv4, self.norm4 = Conv(4 * width, 8 * width, 4, 2, 1, p4, bias), Norm_(8 * width, p4)
-        self.conv5 = Conv(8 * width, 1, 4, 1, 0, p5)  # fully connected
+        self.conv5 = Conv(8 * width, 1, size // 16, 1, 0, p5)  # fully connected
 
     def forward(self, x):
         x = F.leaky_relu(self.conv1(x), 0.2)  # N x 64 x 32 x 32
@@ -142,14 +145,15 @@ def main(settings: Settings) -> Path | None:
     source = Source.read(settings.source)
     policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
     policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
-    G = Generator(source.latent, source.width, policies_G).to(device, memory_format=torch.channels_last)
-    D = Discriminator(source.width, policies_D, source.norm).to(device, memory_format=torch.channels_last)
+    G = Generator(source.latent, source.width, policies_G, **source.shape)
+    D = Discriminator(source.width, policies_D, source.norm, **source.shape)
+    G, D = (network.to(device, memory_format=torch.channels_last) for network in (G, D))
     carry(G, source, "G")
     carry(D, source, "D")
     check_learning(G, D)
     gp = (source.loss if settings.loss == "source" else settings.loss) == "wgan_gp"
     clip = None if gp else Clip(D, settings.clip, carried=True)
-    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
+    images = Images.load(settings.images, device, **source.shape).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, WGAN{'-GP' * gp}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

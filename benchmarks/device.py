@@ -148,7 +148,10 @@ def as_one_graph(at: Bench, of: str) -> Iterator[Found]:
 def resumed(at: Bench, of: str) -> Iterator[Found]:
     """A run that goes on is the run, to the bit; or whether two runs are, and what torch warns of."""
     script, images = importlib.import_module(of), at.images()
-    with tempfile.TemporaryDirectory() as folder, patch.object(script.Images, "load", lambda *_: images):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(script.Images, "load", lambda *_, **__: images),
+    ):
         settings = at.settings(of, Path(folder), iterations=6)
         half = replace(settings, iterations=3)
         ends = [Checkpoints(script.main(settings)).newest()[1] for _ in range(2)]
@@ -201,7 +204,10 @@ def frozen(at: Bench, of: str) -> Iterator[Found]:
 def shared(at: Bench, of: str) -> Iterator[Found]:
     """A run is an adapter of its source; what is drawn and scored of it is what the CPU draws and scores."""
     script, images = importlib.import_module(of), at.images()
-    with tempfile.TemporaryDirectory() as folder, patch.object(script.Images, "load", lambda *_: images):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(script.Images, "load", lambda *_, **__: images),
+    ):
         settings = at.settings(of, Path(folder), iterations=3)
         run = script.main(settings)
         ema = applied(Source.read(settings.source), [Adapter.of(run)], [1])["ema"]

@@ -81,7 +81,7 @@ def trained(script: ModuleType, settings: Any, images: Images, steps: Iterable[i
         def warn(self, *_: Any) -> None:
             pass
 
-    with patch.object(script, "Run", Run), patch.object(script.Images, "load", lambda *_: images):
+    with patch.object(script, "Run", Run), patch.object(script.Images, "load", lambda *_, **__: images):
         script.main(settings)
     return kept
 

@@ -16,7 +16,11 @@ Table 1, on 15,000 faces and scored against 1,000 others:
 
 A plan that several tables share runs once. What is interrupted goes on where it stopped, and the same command
 started twice shares the work. all is every table whose runs are of the target domain; table_1 is of the
-source domain.
+source domain. Tables of small data sets are of the images that their names say, each in a folder of
+train_images, which operating_file.py fetch fills; notmnist, which it cannot have, is put there by hand:
+
+    python -m experiments mnist_notmnist notmnist_mnist
+    python -m experiments mnist_fashion
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ def named(names: tuple[str, ...]) -> list[Table]:
     """
     known = {table.key: table for table in TABLES}
     if names == ("all",):
-        return [table for table in TABLES if not table.pretraining]
+        return [table for table in TABLES if not table.pretraining and not table.own_images]
     if {"all", "report"} & set(names):
         raise UserError(f"{' '.join(names)}: give all or report alone, or the names of tables")
     wrong = [name for name in names if name not in known]

@@ -46,7 +46,7 @@ SECONDS = 0.05  # of an iteration for each image, where none has been measured
 class Budget:
     """What is spent on a table, and on which images."""
 
-    images: Path = Path("train_images/target_domain")  # what is trained on
+    images: Path = Path("train_images/target_domain")  # what is trained on, where rows do not say it
     reference: Path | None = None  # held-out images, which are scored against and never trained on
     iterations: int = 2_000
     batch_size: int = 16  # a row with another gets the iterations that make as many images
@@ -113,11 +113,14 @@ def seen(settings: Any) -> list[str]:
 
 def described(settings: Any) -> dict[str, Any]:
     """What of a run's settings makes it that run; images, held-out images and source by their version."""
-    kept = _kept(plain(settings))
-    for key in ("images", "reference", "source"):
-        if getattr(settings, key, None) is not None:
-            kept[key] = version(getattr(settings, key))
-    return kept
+    return _kept(plain(settings)) | versioned(settings)
+
+
+def versioned(settings: Any) -> dict[str, str]:
+    """The images, held-out images and source of a run by their version."""
+    keys = ("images", "source_images", "reference", "source")
+    paths = {key: getattr(settings, key, None) for key in keys}
+    return {key: version(path) for key, path in paths.items() if path is not None}
 
 
 def _kept(settings: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def make(tables: Sequence[Table], budget: Budget) -> None:
                 if name not in made():
                     _make(name, row, seed, budget)
                 for line, judge in unjudged({name}, budget).get(name, ()):
-                    _score(line, judge, budget)
+                    _score(line, judge, settings_of(row, seed, budget), budget)
     if gone:
         print(
             f"{gone} scores by further judges cannot be added: {budget.out} has no folder of those runs any"
@@ -267,7 +270,7 @@ def _make(name: str, row: Row, seed: int, budget: Budget) -> None:
         line, folder = _run(name, row.script, replace(settings, iterations=end), budget)
         if end < settings.iterations:
             for each in _open(line, budget, lines.read("judged")):
-                _score(line, each, budget)
+                _score(line, each, settings, budget)
     lines.append(line)
     try:
         picture(folder, PICTURES / f"{name}.webp")
@@ -308,7 +311,7 @@ def _run(name: str, script: str, settings: Any, budget: Budget) -> tuple[dict[st
         "iterations": settings.iterations,
         "settings": described(settings),
         "seen": seen(settings),
-        "images": {**description["images"], "name": budget.images.name},
+        "images": {**description["images"], "name": settings.images.name},
         "scores": scores,
         "losses": log[-1],
         "learning": sum(description["learning"].values()),
@@ -331,16 +334,16 @@ def ending(line: dict[str, Any], budget: Budget) -> Path | None:
     return None
 
 
-def _score(line: dict[str, Any], judge: str, budget: Budget) -> None:
+def _score(line: dict[str, Any], judge: str, settings: Any, budget: Budget) -> None:
     """Add what a further judge says of a run's end, of the images that its own scores are of."""
     folder = ending(line, budget)
     if folder is None:
         return
-    device, seed = choose_device(budget.device), line["settings"]["seed"]
-    images = Images.load(budget.images, device).hold_out(told(line).get("hold_out", 0.0), seed)
-    source = Source.read(folder)
+    device, seed, source = choose_device(budget.device), line["settings"]["seed"], Source.read(folder)
+    images = Images.load(settings.images, device, **source.shape)
+    images = images.hold_out(told(line).get("hold_out", 0.0), seed)
     if images.fingerprint != line["images"]["fingerprint"]:
-        raise UserError(f"{budget.images} holds other images than {folder} was trained on: give those")
+        raise UserError(f"{settings.images} holds other images than {folder} was trained on: give those")
     scores = fid.score(
         draw(source, record.SCORED, seed, device),
         images,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments import lines
-from experiments.runs import IGNORED, chosen, judge, module, seen_by, told, version
+from experiments.runs import IGNORED, chosen, judge, module, seen_by, told, versioned
 from experiments.tables import Row, Table
 from transfer.settings import plain
 
@@ -20,7 +20,7 @@ class Spent:
     """What was spent on a run: how much, and on which images and source.
 
     Attributes:
-        count: iterations of batches, or images where batch_size is None.
+        count: iterations of batches, or images where batch_size is None; 0 where rows have their own.
         source: None from scratch, and where the row has one of its own.
     """
 
@@ -33,6 +33,8 @@ class Spent:
     @property
     def much(self) -> str:
         """How much, in words."""
+        if not self.count:
+            return "the iterations of each row"
         return (
             f"{self.count:,} images"
             if self.batch_size is None
@@ -63,11 +65,10 @@ def scores_by(line: dict[str, Any], name: str) -> Lines:
 
 def lines_of(row: Row, found: Lines) -> Lines:
     """The lines of a row's runs: those of its script with the settings that it would have today."""
-    fields = plain(module(row.script).Settings(**chosen(row)))
+    settings = module(row.script).Settings(**chosen(row))
+    fields = plain(settings) | versioned(settings)
     unsaid = IGNORED | ((UNSAID | {"batch_size"}) - row.settings.keys())  # the budget's, or the row's own
     wanted = {key: value for key, value in fields.items() if key not in unsaid}
-    if "source" in wanted:
-        wanted["source"] = version(row.settings["source"])
     return [line for line in found if line["script"] == row.script and _agrees(line, wanted)]
 
 
@@ -122,7 +123,9 @@ def spent(row: Row, line: dict[str, Any]) -> Spent:
     """A run's budget: its iterations, or the images that it drew where a row has a batch size of its own."""
     settings = line["settings"]
     count, batch_size = settings["iterations"], settings["batch_size"]
-    if "batch_size" in row.settings:
+    if "iterations" in row.settings:
+        count, batch_size = 0, None
+    elif "batch_size" in row.settings:
         count, batch_size = count * batch_size, None
     source = None if "source" in row.settings else settings.get("source")  # a row that says it beside others
     return Spent(count, batch_size, settings.get("images"), settings.get("reference"), source)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 GENERATED = ROOT / "generated_image"
 DRAWN = 1000  # images, unless count says otherwise
-SIDE = 64  # pixels, of a drawn image
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Settings:
     extractor: Extractor = "inception"
     weights: Path | None = None  # other weights for the extractor; their hash goes into its name
     size: Annotated[int | None, Bound("at least 1", 1)] = (
-        None  # bring every image's centre square to this size first; 64 with a model
+        None  # bring every image's centre square to this size first; the model's with one
     )
     bootstrap: Whole = 0  # resampled sets that 95 % intervals come from
     seed: Seed = 0
@@ -78,7 +77,8 @@ def main(settings: Settings) -> None:
         statistics.save(settings.save, metrics.Gaussian.of(features.values), extractor, size)
         return print(f"the statistics of {len(features.rows)} images are in {settings.save}")
     if settings.model is not None:
-        source, size = Source.read(settings.model, settings.best, settings.label), size or SIDE
+        source = Source.read(settings.model, settings.best, settings.label)
+        size = size or source.size
         seen = (source.settings.get("features"),)  # what the critic saw through, where it did
         sets = _apart(source, sets, size)
         drawn = drawing.draw(source, settings.count or DRAWN, settings.seed, extractor.device)
@@ -105,12 +105,13 @@ def _apart(source: Source, sets: tuple[Path, ...], size: int) -> tuple[Given, ..
     if not share or is_statistics(sets[0]):
         return sets
     with redirect_stdout(sys.stderr):
-        images = Images.load(sets[0])
+        images = Images.load(sets[0], **source.shape)
     if images.fingerprint != source.images:
         print(f"{sets[0]} holds other images than the run had, so none is set aside", file=sys.stderr)
         return sets
-    if size != SIDE:
-        raise UserError(f"what the run set aside is known at {SIDE} x {SIDE} pixels only: leave --size out")
+    if size != source.size:
+        side = f"{source.size} x {source.size}"
+        raise UserError(f"what the run set aside is known at {side} pixels only: leave --size out")
     images = images.hold_out(share, source.settings["seed"])
     return images, *(sets[1:] or (images.held_out,))
 

@@ -38,7 +38,9 @@ class Set:
 
     @classmethod
     def of(cls, given: Given, title: str, size: int | None = None) -> Set:
-        """A folder, a zip, loaded Images, or a tensor (N, 3, H, W), uint8 or floats in [-1, 1].
+        """A folder, a zip, loaded Images, or a tensor (N, 1 or 3, H, W), uint8 or floats in [-1, 1].
+
+        Grey images are repeated to three channels, which is what the extractors see.
 
         size: each image's centre square is brought to size x size, as for training; None leaves it as it is.
 
@@ -71,12 +73,15 @@ def _of_files(path: Path, size: int | None) -> Set:
 
 
 def _of_pixels(images: Tensor, names: tuple[str, ...], title: str, size: int | None) -> Set:
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"{title} are a tensor {tuple(images.shape)}: give images as (N, 3, H, W)")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(
+            f"{title} are a tensor {tuple(images.shape)}: give images as (N, 3, H, W) or (N, 1, H, W)"
+        )
     if images.dtype != torch.uint8:
         if not torch.isfinite(images).all():
             raise UserError(f"{title} hold NaN or infinity: the run has diverged, give an earlier checkpoint")
         images = to_uint8(images)
+    images = images.expand(-1, 3, -1, -1)
 
     def pixels(index: int) -> Tensor:
         if size is None or images.shape[2:] == (size, size):

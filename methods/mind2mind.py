@@ -6,6 +6,10 @@ first makes an autoencoder of the source: the pre-trained generator is its decod
 critic, with a code in place of a score, its encoder. Then the few images are coded, and a small GAN of two
 fully connected networks learns to generate codes; decoded they are images. Writes samples and checkpoints to
 a new folder in target_domain/.
+
+    python -m methods.mind2mind --source None --source-images MNIST --images NOTMNIST --size 32 --channels 1
+
+is the paper's own way: an autoencoder from nothing.
 """
 
 from dataclasses import dataclass
@@ -14,12 +18,14 @@ from pathlib import Path
 from transfer.settings import (
     Augmentation,
     Batch,
+    Channels,
     Count,
     Decay,
     Extractor,
     Positive,
     Seed,
     Share,
+    Size,
     Whole,
     check,
     command_line,
@@ -31,7 +37,7 @@ from transfer.settings import (
 class Settings:
     """Edit these constants, or override any of them on the command line."""
 
-    source: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained generator and discriminator
+    source: Path | None = Path("pretrained_model/wgan_64.safetensors")  # None: an autoencoder from nothing
     source_images: Path | None = (
         None  # what the autoencoder learns on; the source's own samples, unless given
     )
@@ -43,6 +49,10 @@ class Settings:
     learning_rate: Positive = 1e-4  # of Adam, for all networks
     penalty: Positive = 10.0  # weight of the gradient penalty of the critic of codes
     hidden: Count = 512  # width of the generator and the critic of codes
+    latent: Count = 100  # numbers a latent z and a code; this and the next three without a source
+    width: Count = 64  # channels of the layer next to the image
+    size: Size = 64  # pixels, of an image's side
+    channels: Channels = 3  # of an image: 1 is grey
     augment: Augmentation = "flip"  # of the images that are coded
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     seed: Seed = 0
@@ -73,6 +83,7 @@ from torch import nn
 
 import wgan_64
 from fid import scorer
+from transfer import UserError
 from transfer.augment import Augment
 from transfer.engine import captured, choose_device, tune
 from transfer.images import Images
@@ -84,10 +95,10 @@ from transfer.weights import Average
 
 
 class Generator(wgan_64.Generator):
-    """z (N, latent) -> the decoder's images (N, 3, 64, 64) of the codes (N, latent) that are made of z."""
+    """z (N, latent) -> the decoder's images (N, channels, size, size) of codes (N, latent) made of z."""
 
-    def __init__(self, latent=100, width=64, hidden=512):
-        super().__init__(latent, width)
+    def __init__(self, latent=100, width=64, hidden=512, **shape):
+        super().__init__(latent, width, **shape)
         self.arguments["hidden"] = hidden
         self.mapping = perceptron(latent, hidden, hidden, latent)
 
@@ -98,12 +109,12 @@ class Generator(wgan_64.Generator):
 
 
 class Encoder(wgan_64.Discriminator):
-    """x (N, 3, 64, 64) -> codes (N, latent): the critic with a code in place of its score."""
+    """x (N, channels, size, size) -> codes (N, latent): the critic with a code in place of its score."""
 
-    def __init__(self, latent=100, width=64):
-        super().__init__(width)
+    def __init__(self, latent=100, width=64, **shape):
+        super().__init__(width, **shape)
         self.latent = latent
-        self.conv5 = Conv(8 * width, latent, 4, 1, 0)
+        self.conv5 = Conv(8 * width, latent, self.arguments["size"] // 16, 1, 0)
 
     def forward(self, x):
         return super().forward(x).view(len(x), self.latent)
@@ -127,15 +138,21 @@ def main(settings: Settings) -> Path | None:
     check(settings)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    source = Source.read(settings.source)
-    G = Generator(source.latent, source.width, settings.hidden).to(device, memory_format=torch.channels_last)
-    carry(G, source, "G")
-    encoder = Encoder(source.latent, source.width)
-    carry(encoder, source, "D", anew=["conv5"])  # which stays random: a code is no score
-    encoder.to(device, memory_format=torch.channels_last)
-    critic = perceptron(source.latent, settings.hidden, settings.hidden, 1).to(device)
-    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
-    faces = settings.source_images and Images.load(settings.source_images, device)
+    source = None if settings.source is None else Source.read(settings.source)
+    if source is None and settings.source_images is None:
+        raise UserError("without a source an autoencoder has nothing to learn on: give --source-images")
+    start = settings if source is None else source
+    latent, width = start.latent, start.width
+    shape = {"size": settings.size, "channels": settings.channels} if source is None else source.shape
+    G = Generator(latent, width, settings.hidden, **shape)
+    encoder = Encoder(latent, width, **shape)
+    if source is not None:
+        carry(G, source, "G")
+        carry(encoder, source, "D", anew=["conv5"])  # which stays random: a code is no score
+    G, encoder = (network.to(device, memory_format=torch.channels_last) for network in (G, encoder))
+    critic = perceptron(latent, settings.hidden, settings.hidden, 1).to(device)
+    images = Images.load(settings.images, device, **shape).hold_out(settings.hold_out, settings.seed)
+    faces = settings.source_images and Images.load(settings.source_images, device, **shape)
     print(f"{images} in {settings.images}, coded after {settings.autoencoder} iterations, on {device}")
     if settings.dry_run:
         return print(table(G=G, E=encoder))
@@ -155,7 +172,7 @@ def main(settings: Settings) -> Path | None:
     run = Run(settings, __file__, images, parts, score=scorer(settings, images))
 
     def latents():
-        return torch.randn(settings.batch_size, source.latent, device=device)
+        return torch.randn(settings.batch_size, latent, device=device)
 
     def autoencoder_step():
         with torch.no_grad():
@@ -168,7 +185,10 @@ def main(settings: Settings) -> Path | None:
 
     def critic_step():
         with torch.no_grad():
-            real = encode(augment.real(images.batch(settings.batch_size)))
+            if codes is None:
+                real = encode(augment.real(images.batch(settings.batch_size)))
+            else:
+                real = codes[images.draw(settings.batch_size)]
             fake = G.mapping(latents())
         estimate = critic(real).mean() - critic(fake).mean()
         loss = settings.penalty * gradient_penalty(critic, real, fake) - estimate
@@ -186,10 +206,17 @@ def main(settings: Settings) -> Path | None:
         optimizer_G.step()
         return {"wasserstein": wasserstein, "generator": loss.detach()}
 
+    @torch.no_grad()
+    def coded():
+        return torch.cat([encode(images.at(slice(n, n + 64))) for n in range(0, len(images), 64)])
+
+    codes = None  # of all images, where each has one
     first, then = (captured(step, device, settings.fast) for step in (autoencoder_step, code_step))
     for step in run.steps():
         coding = step <= settings.autoencoder
         encoder.train(coding)  # what the codes mean stays, once they are learnt from
+        if not coding and codes is None and settings.augment == "none":
+            codes = coded()
         losses = first() if coding else then()
         average.update(G, step)
         run.losses(**losses)

@@ -82,10 +82,10 @@ from wgan_64 import Discriminator
 
 
 class Generator(wgan_64.Generator):
-    """z (N, latent) -> the generator's images (N, 3, 64, 64) of the latents that the miner makes of z."""
+    """z (N, latent) -> images (N, channels, size, size) of the latents that the miner makes of z."""
 
-    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,)):
-        super().__init__(latent, width, policies)
+    def __init__(self, latent=100, width=64, policies=5 * (FINETUNE,), **shape):
+        super().__init__(latent, width, policies, **shape)
         self.mapping = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent))
 
     def forward(self, z):
@@ -100,12 +100,13 @@ def main(settings: Settings) -> Path | None:
     source = Source.read(settings.source)
     policies_G = settings.G.generator(settings.rescale, settings.frozen_norm)
     policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
-    G = Generator(source.latent, source.width, policies_G).to(device, memory_format=torch.channels_last)
-    D = Discriminator(source.width, policies_D).to(device, memory_format=torch.channels_last)
+    G = Generator(source.latent, source.width, policies_G, **source.shape)
+    D = Discriminator(source.width, policies_D, **source.shape)
+    G, D = (network.to(device, memory_format=torch.channels_last) for network in (G, D))
     carry(G, source, "G")
     carry(D, source, "D")
     clip = Clip(D, settings.clip, carried=True)
-    images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
+    images = Images.load(settings.images, device, **source.shape).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
     if settings.dry_run:
         return print(table(G=G, D=D))

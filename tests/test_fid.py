@@ -160,7 +160,7 @@ def test_a_diverged_generator_is_refused(folders):
         fid.score(broken, folders[1], extractor=tiny())
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (3, 8, 8), (4, 8, 8, 3)])
+@pytest.mark.parametrize("shape", [(4, 2, 8, 8), (3, 8, 8), (4, 8, 8, 3)])
 def test_a_tensor_of_another_shape_is_refused(shape, folders):
     with pytest.raises(UserError, match=r"\(N, 3, H, W\)"):
         fid.score(torch.zeros(shape, dtype=torch.uint8), folders[1], extractor=tiny())

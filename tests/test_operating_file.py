@@ -22,6 +22,7 @@ from PIL import Image
 import operating_file
 from tests.corpus import TOLERANCE, UNREADABLE, broken_corpus
 from transfer import UserError
+from transfer.images import Images
 
 
 def run(*words) -> int:
@@ -279,7 +280,7 @@ def test_a_name_that_is_too_long_is_refused(numbered, tmp_path, capsys):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# celeba
+# fetch
 
 
 def test_celeba_is_fetched_and_its_faces_selected(tmp_path, monkeypatch, capsys):
@@ -292,7 +293,8 @@ def test_celeba_is_fetched_and_its_faces_selected(tmp_path, monkeypatch, capsys)
     fake = types.SimpleNamespace(CelebA=fetch)
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", fake)
-    assert run("celeba", tmp_path / "data", tmp_path / "target", "--count", 2) == 0
+    words = ("fetch", "celeba", "--downloads", tmp_path / "data")
+    assert run(*words, tmp_path / "target", "--count", 2) == 0
     assert [row["file"] for row in table(tmp_path / "target")] == ["0.png", "1.png"]
     assert Image.open(tmp_path / "target" / "0.png").size == (64, 64)
 
@@ -300,10 +302,50 @@ def test_celeba_is_fetched_and_its_faces_selected(tmp_path, monkeypatch, capsys)
         raise RuntimeError("The daily quota\nis exceeded.")
 
     fake.CelebA = fail
-    sentence = refused(capsys, "celeba", tmp_path / "data", tmp_path / "other")
+    sentence = refused(capsys, *words, tmp_path / "other")
     assert "The daily quota is exceeded." in sentence and "--box 15 40 163 188" in sentence
+    assert "often refuses" in sentence
     fake.CelebA = None  # is not reached
-    assert "give a new" in refused(capsys, "celeba", tmp_path / "data", tmp_path / "target")
+    assert "give a new" in refused(capsys, *words, tmp_path / "target")
+
+
+def idx(path: Path, data: bytes, *sizes: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes((0, 0, 8, len(sizes))) + b"".join(n.to_bytes(4, "big") for n in sizes) + data)
+
+
+def test_small_images_that_are_there_are_read_by_torchvision_and_put_where_scripts_read(tmp_path, capsys):
+    pytest.importorskip("torchvision")
+    raw, random = tmp_path / "data" / "KMNIST" / "raw", np.random.default_rng(0)
+    pixels = random.integers(0, 256, (6, 28, 28), np.uint8)
+    for part, some in (("train", pixels), ("t10k", pixels[:2])):
+        idx(raw / f"{part}-images-idx3-ubyte", some.tobytes(), *some.shape)
+        idx(raw / f"{part}-labels-idx1-ubyte", bytes((3, 1, 3, 0, 1, 3)[: len(some)]), len(some))
+    words = ("fetch", "kmnist", "--downloads", tmp_path / "data")
+    assert run(*words, tmp_path / "target") == 0
+    images, aside = (
+        Images.load(tmp_path / name, size=32, channels=1) for name in ("target", "target_held_out")
+    )
+    assert images.kinds == ("0", "1", "3") and images.labels.tolist() == [0, 1, 1, 2, 2, 2]
+    assert np.array_equal(images.pixels[:, 0, 2:-2, 2:-2].numpy(), pixels[[3, 1, 4, 0, 2, 5]])
+    assert len(aside) == 2
+    assert run(*words, tmp_path / "some", "--count", 4, "--seed", 1) == 0
+    assert len(Images.load(tmp_path / "some")) == 4
+    assert "at most" in refused(capsys, *words, tmp_path / "more", "--count", 7)
+
+
+def test_what_torchvision_cannot_fetch_is_told_with_what_to_put_where(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no\nnet")
+
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(MNIST=fail))
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    words = ("fetch", "mnist", tmp_path / "target", "--downloads", tmp_path / "data")
+    sentence = refused(capsys, *words)
+    assert "(no net)" in sentence and f"into {tmp_path / 'data' / 'MNIST' / 'raw'}" in sentence
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    assert "torchvision cannot fetch MNIST" in refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -706,7 +748,7 @@ def test_the_command_line_explains_itself_and_answers_before_torch_is_loaded(rep
     script = operating_file.__file__
     help_ = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
     assert help_.returncode == 0 and all(
-        word in help_.stdout for word in ("select", "inspect", "clear", "celeba")
+        word in help_.stdout for word in ("select", "inspect", "clear", "fetch")
     )
     words = [sys.executable, "-X", "importtime", script, "clear", ".", "--yes"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=repo)

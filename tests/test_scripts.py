@@ -171,8 +171,8 @@ def test_the_settings_of_every_script_have_the_same_names():
         terms = transfer - {"loss", "penalty"} | terms
         own = {
             REGULARISED: terms,
-            "wgan_64": {"latent", "width", "clip", "optimizer"},
-            "wgan_gp_64": {"latent", "width", "penalty", "critic_norm"},
+            "wgan_64": {"latent", "width", "size", "channels", "clip", "optimizer"},
+            "wgan_gp_64": {"latent", "width", "size", "channels", "penalty", "critic_norm"},
         }
         assert fields == common | own.get(name, transfer)
 

@@ -82,7 +82,7 @@ def page(name: str, card: dict[str, Any]) -> str:
     head = [f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None]
     table = "".join(f"| {key} | {_cell(value)} |\n" for key, value in _rows(card).items())
     made = f"\n## How it was made\n\n| | |\n|---|---|\n{table}" if table else ""
-    stem = name.removesuffix(".safetensors")
+    stem, side = name.removesuffix(".safetensors"), _side(card)
     return (
         "---\n" + "\n".join(head) + f"\n---\n\n# {stem}\n\n{_opening(card)}\n\n"
         f"![64 images of the averaged generator]({stem}.png)\n\n"
@@ -90,7 +90,7 @@ def page(name: str, card: dict[str, Any]) -> str:
         "```python\n"
         "from transfer.drawing import draw\n"
         "from transfer.shared import Source\n"
-        f'images = draw(Source.read("{name}"), count=16, seed=0)  # uint8 (16, 3, 64, 64)\n'
+        f'images = draw(Source.read("{name}"), count=16, seed=0)  # uint8 (16, 3, {side}, {side})\n'
         "```\n\n"
         f"or `python -m transfer draw {name} --count 16 --to drawn`. Nothing in the file can run.\n{made}"
     )
@@ -112,8 +112,12 @@ def _opening(card: dict[str, Any]) -> str:
     label = f", for its label `{card['label']}`" if "label" in card else ""
     return (
         f"A generator and a critic, trained by `{card['script']}`{began}, on"
-        f" {_images(card.get('images', {}))}{label}{updates}. Images of 64 x 64 pixels."
+        f" {_images(card.get('images', {}))}{label}{updates}. Images of {_side(card)} x {_side(card)} pixels."
     )
+
+
+def _side(card: dict[str, Any]) -> int:
+    return ((card.get("arguments") or {}).get("G") or {}).get("size", 64)
 
 
 def _images(images: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def untrained(source: Source, name: str) -> nn.Module:
         if name == "G":
             return script(source.script).Generator(**source.arguments, **more)
         norm = {} if source.norm else {"norm": False}
-        return script(source.script).Discriminator(width=source.width, **more, **norm)
+        return script(source.script).Discriminator(width=source.width, **source.shape, **more, **norm)
 
 
 def generator(source: Source) -> nn.Module:
@@ -156,7 +156,9 @@ def walk(z: Tensor, steps: int) -> Tensor:
 def stream(
     source: Source, z: Tensor, device: torch.device | str = "cpu", batch: int = 64
 ) -> Iterator[Tensor]:
-    """The averaged generator's images of latents z (N, latent), (n, C, H, W), uint8, a batch at a time.
+    """The averaged generator's images of latents z (N, latent), (n, 3, H, W), uint8, a batch at a time.
+
+    Grey ones have three equal channels, so that whatever shows or scores images takes them.
 
     Raises:
         UserError: when the latents are not the generator's, or an image is not finite.
@@ -171,13 +173,13 @@ def stream(
         images = network(part.to(device))
         if not torch.isfinite(images).all():
             raise UserError("the generator gives NaN: its run has diverged, give an earlier checkpoint")
-        yield to_uint8(images).cpu()
+        yield to_uint8(images).cpu().expand(-1, 3, -1, -1)
 
 
 def draw(
     source: Source, count: int, seed: int, device: torch.device | str = "cpu", batch: int = 64
 ) -> Tensor:
-    """count images (count, C, H, W), uint8, of the averaged generator; the same ones for the same seed."""
+    """count images (count, 3, H, W), uint8, of the averaged generator; the same ones for the same seed."""
     return torch.cat([*stream(source, latents(source, count, seed), device, batch)])
 
 

@@ -29,7 +29,7 @@ class Images:
     """Images on the device.
 
     Attributes:
-        pixels: (N, 3, size, size), uint8.
+        pixels: (N, channels, size, size), uint8.
         names: the N files' names, in the same order.
         unreadable: the names that were left out, each with its reason.
         copies: how many are exact copies of another.
@@ -49,8 +49,12 @@ class Images:
     held_out: Images | None = None
 
     @classmethod
-    def load(cls, path: Path, device: torch.device | str = "cpu", size: int = 64) -> Images:
-        """Decode a folder or a zip, and print what is left out and what is in doubt.
+    def load(
+        cls, path: Path, device: torch.device | str = "cpu", size: int = 64, channels: int = 3
+    ) -> Images:
+        """Decode a folder, a zip or an idx file, and print what is left out and what is in doubt.
+
+        channels: 3, or 1 for grey ones.
 
         Raises:
             UserError: when it holds no readable image.
@@ -66,7 +70,8 @@ class Images:
                 continue
             if doubt := doubts(image, size):
                 doubtful[file.name] = doubt
-            array = np.asarray(square(image, size))
+            brought = square(image, size)
+            array = np.asarray(brought if channels == 3 else brought.convert("L"))
             names.append(file.name)
             arrays.append(array)
             different.add(hashlib.sha256(array.tobytes()).digest())
@@ -77,7 +82,8 @@ class Images:
                 f"none of the {len(files)} files in {path} is an image that can be read: {name!r}, the first,"
                 f" is not ({reason})"
             )
-        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(np.stack(arrays)).view(-1, size, size, channels)
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
         copies = len(names) - len(different)
         kinds, labels = _kinds(names)
         _print("left out", unreadable)
@@ -96,7 +102,7 @@ class Images:
         return len(self.pixels)
 
     def batch(self, n: int) -> Tensor:
-        """n images drawn with replacement: (n, 3, size, size), float32 in [-1, 1], on the device."""
+        """n images drawn with replacement: (n, channels, size, size), float32 in [-1, 1], on the device."""
         return self.at(self.draw(n))
 
     def draw(self, n: int) -> Tensor:
@@ -201,8 +207,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int = 8) -> Image.Image:
-    """Images (N, 3, H, W), uint8 or in [-1, 1], side by side, row by row."""
-    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    """Images (N, 1 or 3, H, W), uint8 or in [-1, 1], side by side, row by row."""
+    pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).expand(-1, 3, -1, -1)
     n, channels, height, width = pixels.shape
     rows = math.ceil(n / columns)
     pixels = F.pad(pixels.cpu(), (0, 0, 0, 0, 0, 0, 0, rows * columns - n))

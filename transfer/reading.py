@@ -1,11 +1,15 @@
-"""Reading: what is in a folder or a zip. All read images here, so the same files count everywhere."""
+"""Reading: what is in a folder, a zip or an idx file. All read here, so the same files count everywhere."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +57,7 @@ class File:
 
 
 def find(path: Path) -> list[File]:
-    """Every file of a folder (flat or nested, links followed) or a zip, sorted by name.
+    """Every file of a folder (flat or nested, links followed) or a zip, sorted by name; each image of an idx.
 
     Which of them are images only their content tells. What is hidden, what cannot be listed, a folder that
     links lead to twice, a run of this project and a folder that a model drew to are one File each, which is
@@ -67,7 +71,7 @@ def find(path: Path) -> list[File]:
         mode = os.stat(path).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise UserError(f"{path} is neither a folder nor a zip: give one that holds images")
-        files = _in_folder(path) if stat.S_ISDIR(mode) else _in_zip(path)
+        files = _in_folder(path) if stat.S_ISDIR(mode) else _in_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a folder or a zip of images") from None
     except OSError as error:
@@ -95,7 +99,7 @@ def find(path: Path) -> list[File]:
             f"{path} holds no image, only notes such as {found[0].name!r}: put images there, or give another"
             " folder"
         )
-    return images
+    return [one for file in images for one in (images_of(file) if may_be_idx(file) else [file])]
 
 
 def _is_note(file: File) -> bool:
@@ -182,11 +186,22 @@ def _reader(path: Path) -> Callable[[], bytes]:
     return read
 
 
-def _in_zip(path: Path) -> list[File]:
+def _in_file(path: Path) -> list[File]:
     with open(path, "rb") as handle:
         begins = handle.read(2)
+    if begins in (GZIP, IDX):
+        file = File(path.name, _reader(path))
+        images = images_of(file)
+        if images[0].refused:
+            raise UserError(f"{path} cannot be read as an idx file ({images[0].refused}): fetch it again")
+        if images != [file]:
+            return images
     if begins != b"PK" and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is neither a folder nor a zip: give one that holds images")
+    return _in_zip(path)
+
+
+def _in_zip(path: Path) -> list[File]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a directory can be damaged in many ways
@@ -215,3 +230,65 @@ def _member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callabl
             raise Unreadable(f"the zip cannot give it back ({error})") from None
 
     return read
+
+
+# ----------------------------------------------------------------------------------------------------------
+# idx, MNIST's format: two zeros, the kind of the numbers, how many dimensions, their sizes, the numbers.
+
+IDX, GZIP = b"\0\0", b"\x1f\x8b"
+BYTES, IMAGES, LABELS = 8, 3, 1  # the kind of the numbers; dimensions
+
+
+def may_be_idx(file: File) -> bool:
+    """Whether a file's name lets it hold idx; its content decides."""
+    return not file.refused and ("idx" in file.name.lower() or file.name.endswith(".gz"))
+
+
+def images_of(file: File) -> list[File]:
+    """The images of an idx file, gzipped or not, each as the PGM file that it would be.
+
+    One file that is refused, with the reason, where it is broken or holds something else; the file itself
+    where it is no idx.
+    """
+    try:
+        data = _unpacked(file.read())
+        if data[:2] != IDX or len(data) < 4:
+            return [file]
+        kind, dimensions = data[2:4]
+        if (kind, dimensions) == (BYTES, LABELS):
+            raise Unreadable("labels, not images")
+        if (kind, dimensions) != (BYTES, IMAGES):
+            raise Unreadable("not of images: MNIST's are bytes in three dimensions")
+        if len(data) < 16:
+            raise Unreadable("cut off in its first 16 bytes")
+        count, height, width = struct.unpack(">3I", data[4:16])
+        one = height * width
+        if len(data) != 16 + count * one or not count * one:
+            raise Unreadable(
+                f"{len(data) - 16:,} bytes, where {count:,} images of {height} x {width} pixels are announced"
+            )
+    except Unreadable as reason:
+        return [File.not_read(file.name, str(reason))]
+
+    def reader(index: int) -> Callable[[], bytes]:
+        start = 16 + index * one
+        return lambda: b"P5 %d %d 255\n" % (width, height) + data[start : start + one]
+
+    digits = len(str(count - 1))
+    return [File(f"{file.name}/{index:0{digits}}", reader(index)) for index in range(count)]
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What a gzipped file holds, where it is idx; other bytes as they are."""
+    if not data.startswith(GZIP):
+        return data
+    try:
+        with gzip.open(io.BytesIO(data)) as handle:
+            if handle.read(2) != IDX:
+                return data
+            unpacked = IDX + handle.read(MOST_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable(f"its gzip is cut off or damaged ({error})") from None
+    if len(unpacked) > MOST_BYTES:
+        raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
+    return unpacked

@@ -53,6 +53,8 @@ Positive = Annotated[float, Bound("a number above 0", SMALLEST)]
 Decay = Annotated[float, Bound("a number from 0 to just below 1, such as 0.999", 0, 1)]
 Share = Annotated[float, Bound("a number from 0 to 0.5, such as 0.2", 0, math.nextafter(0.5, 1))]
 
+Size = Literal[32, 64]  # pixels
+Channels = Literal[1, 3]  # grey, or red, green and blue
 Optimizer = Literal["rmsprop", "adam"]  # see weights.optimizer
 Loss = Literal["source", "wgan", "wgan_gp"]  # see shared.Source.loss
 Augmentation = Literal["none", "flip", "slight", "strong", "diffaugment"]  # see augment.Augment

@@ -130,6 +130,16 @@ class Source:
         return self.arguments["width"]
 
     @property
+    def shape(self) -> dict[str, int]:
+        """The size and channels of its images, as networks and Images.load take them; none from before."""
+        return {key: self.arguments[key] for key in ("size", "channels") if key in self.arguments}
+
+    @property
+    def size(self) -> int:
+        """The side of its images in pixels."""
+        return self.arguments.get("size", 64)
+
+    @property
     def norm(self) -> bool:
         """Whether the critic has batch normalisation."""
         return self.discriminator is None or any(key.endswith("running_mean") for key in self.discriminator)
