@@ -5,6 +5,8 @@
 Each label and judge is one line of experiments/results.jsonl, and is skipped when it is there.
 """
 
+import json
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tyro.conf import Positional
 
 import fid
 from experiments import lines
+from experiments.judge import FIRST, merit, short
 from experiments.runs import JUDGES, commit, described, seen
 from methods import several_targets
 from transfer import UserError, record
@@ -77,6 +80,38 @@ def main(settings: Settings) -> None:
             )  # fmt: skip
             lines.append(line | which | {"scores": scores.as_dict()})
             print(f"{label}: {scores}")
+
+
+def markdown() -> str:
+    """The part of docs/results.md: a table for each run."""
+    text, found = (
+        "## Several targets in one model\n\nWritten by `python -m experiments.labels`.\n\n",
+        defaultdict(list),
+    )
+    for line in lines.read("several"):
+        found[json.dumps([line["settings"], line["step"]])].append(line)
+    for each in found.values():
+        first, by = each[0], {(line["label"], line["judge"]): line["scores"] for line in each}
+        G, D = (",".join(map(str, first["settings"][key])) for key in "GD")
+        rows = [
+            (
+                label,
+                *(f"{merit(by[label, judge]):.1f}" if (label, judge) in by else "–" for judge in JUDGES),
+                f"{by[label, FIRST]['heldout']['coverage']:.2f}" if (label, FIRST) in by else "–",
+            )
+            for label in first["labels"]
+        ]
+        text += (
+            f"G({G}) D({D}), {first['step']:,} iterations, an equal share of them for each label; seed"
+            f" {first['settings']['seed']}, {first['seconds'] / 60:.0f} minutes ({first['hardware']}). "
+            f" The generators have {first['shared']:,} numbers that their source has not and all labels"
+            f" share, and {first['own']:,} for each label.\n\n"
+            + lines.markdown(
+                ("label", *(f"KID x 1000, {short(judge)}" for judge in JUDGES), "coverage"), rows
+            )
+            + "\n"
+        )
+    return text if found else ""
 
 
 if __name__ == "__main__":

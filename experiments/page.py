@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments import copies, figures, lines, resume, scale, sources
+from experiments import copies, figures, labels, lines, resume, scale, sources
 from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
 from experiments.runs import JUDGES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
@@ -273,7 +273,15 @@ def page() -> str:
         for part in section.parts:
             text += lines.folded(f"All scores after {part.title}", whole(part))
         text += longer(section) if board else ""
-    return text + sources.markdown() + clips() + scale.markdown() + copies.markdown() + resume.markdown()
+    return (
+        text
+        + labels.markdown()
+        + sources.markdown()
+        + clips()
+        + scale.markdown()
+        + copies.markdown()
+        + resume.markdown()
+    )
 
 
 def longer(section: Section) -> str:

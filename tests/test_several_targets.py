@@ -265,5 +265,7 @@ def test_the_labels_of_a_run_are_judged_once_and_the_numbers_stored_counted(run,
     two = sum(layer.kernel.weight.numel() for layer in layers_of(Generator(LATENT, WIDTH))[:2])
     modulation, norms = 2 * WIDTH * WIDTH * (8 + 2) + 2 * 3 * WIDTH, 4 * WIDTH * (8 + 4 + 2 + 1)
     assert {(line["shared"], line["own"]) for line in found} == {(two, modulation + norms)}
+    page, kid = labels.markdown(), 1000 * found[1]["scores"]["heldout"]["kid"]
+    assert f"| {LABELS[1]} | {kid:.1f} | – |" in page and f"{two:,} numbers" in page
     with pytest.raises(UserError, match="the labels are cats, dogs, owls"):
         labels.main(replace(settings, references=(zoo,)))
