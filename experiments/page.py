@@ -12,6 +12,7 @@ from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, m
 from experiments.runs import JUDGES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
 from experiments.selection import runs as found_runs
+from experiments.sweep import summary
 from experiments.tables import TABLES, Row, Table
 from experiments.verdict import sentence, verdict, winners, wins
 
@@ -275,6 +276,7 @@ def page() -> str:
         text += longer(section) if board else ""
     return (
         text
+        + summary.markdown()
         + labels.markdown()
         + sources.markdown()
         + clips()

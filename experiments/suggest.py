@@ -12,6 +12,7 @@ end has the plan that has drawn best.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterable
@@ -147,6 +148,30 @@ def measured(images: str, iterations: int) -> dict[tuple[Plan, Plan], float]:
     return {key: sum(values) / len(values) for key, values in found.items() if values}
 
 
+def compared(images: str) -> dict[str, dict[tuple[Plan, Plan], float]]:
+    """All measured orders of four plans or more on images of this name, by what they are of."""
+    runs = {f"{iterations:,} iterations": measured(images, iterations) for iterations in (500, 1000, 2000)}
+    return {title: kids for title, kids in (runs | swept(images)).items() if len(kids) > 3}
+
+
+def swept(images: str) -> dict[str, dict[tuple[Plan, Plan], float]]:
+    """KID x 1000 of the plans of sweeps over images of this name, at each rung."""
+    from experiments import lines
+    from experiments.judge import FIRST
+
+    latest = {line["name"]: line for line in lines.read("sweep") if line["images"] == images}
+    found: dict[str, dict[tuple[Plan, Plan], float]] = {}
+    for name, line in latest.items():
+        for rung in map(str, line["rungs"] if line["judge"] == FIRST else ()):
+            kids = {
+                (plan(*own["G"]), plan(*own["D"])): 1000 * own["kid"][rung]
+                for own in line["plans"]
+                if rung in own["kid"] and math.isfinite(own["kid"][rung])
+            }
+            found[f"{int(rung):,} iterations of {name}"] = kids
+    return found
+
+
 def agreement(
     found: dict[str, list[Importance]],
     kids: dict[tuple[Plan, Plan], float],
@@ -178,11 +203,10 @@ def main(settings: Settings) -> tuple[Plan, Plan] | None:
     for network, layers in found.items():
         for number, (layer, policy) in enumerate(zip(layers, proposal(layers), strict=True), 1):
             print(f"{network}  {number:5}{layer.fisher:9.3f}{layer.ratio:17.3f}  {policy}")
-    for iterations in (500, 1000, 2000) if settings.compare else ():
-        kids = measured(settings.images.name, iterations)
-        for measure in MEASURES if len(kids) > 3 else ():
-            rho, p = agreement(found, kids, measure)
-            print(f"{iterations} iterations, {len(kids)} plans: {measure} rho {rho:.2f}, p {p:.2f}")
+    for title, kids in compared(settings.images.name).items() if settings.compare else ():
+        for measure, networks in itertools.product(MEASURES, ("GD", "G", "D")):
+            rho, p = agreement(found, kids, measure, networks)
+            print(f"{title}, {len(kids)} plans: {measure} of {networks} rho {rho:.2f}, p {p:.2f}")
     G, D = BEST
     print(
         "Keeping what matters most has not drawn better so far (docs/suggest.md), so take the plan that has"

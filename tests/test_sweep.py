@@ -19,15 +19,18 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
+from experiments import lines, suggest
 from experiments.resume import equal
 from experiments.sweep import __main__ as command
-from experiments.sweep import cost, page, simulation, space, worker
+from experiments.sweep import cost, figures, page, simulation, space, summary, worker
 from experiments.sweep.halving import Halving, Sweep
 from tests import stand_in_script
 from tests.stand_ins import tiny as projection
 from transfer import UserError, record
 from transfer.checkpoints import Checkpoints
+from transfer.plan import Split
 from transfer.signals import Stop
 
 PLANS = tuple(f"G{G}-D{D}" for G in ("005", "122", "302") for D in ("005", "203"))
@@ -49,7 +52,7 @@ def told(sweep: Sweep) -> list[tuple]:
     """The ranking, as the page shows it, and how far each plan went."""
     return [
         (trial.user_attrs["plan"], trial.state.name, trial.intermediate_values)
-        for trial in page.ranking(sweep.trials())
+        for trial in figures.ranking(sweep.trials())
     ]
 
 
@@ -152,7 +155,7 @@ def test_a_plan_that_copies_does_not_win_whatever_its_kid_is(settings, monkeypat
     monkeypatch.setattr(stand_in_script, "kid", lambda run: 0.001 if run.G.finetune == 5 else 0.5)
     command.main(settings)
     sweep = Sweep.open(settings)
-    first, *_ = page.ranking(sweep.trials())
+    first, *_ = figures.ranking(sweep.trials())
     assert not first.user_attrs["plan"].startswith("G(0,0,5)") and first.value == 0.5
     loaded = optuna.load_study(study_name="sweep", storage=f"sqlite:///{settings.out / 'study.db'}")
     assert loaded.best_trial.number == first.number and loaded.best_trial.constraints["copies"] < 0
@@ -164,7 +167,7 @@ def test_a_plan_that_copies_does_not_win_whatever_its_kid_is(settings, monkeypat
 
 def test_a_run_that_diverges_is_last_and_the_sweep_goes_on(settings):
     command.main(replace(settings, plans=PLANS[2:4], set=("learning_rate=1e-4,2",)))
-    trials = page.ranking(Sweep.open(replace(settings, set=("learning_rate=1e-4,2",))).trials())
+    trials = figures.ranking(Sweep.open(replace(settings, set=("learning_rate=1e-4,2",))).trials())
     assert [t.params["learning_rate"] for t in trials] == ["1e-4", "1e-4", "2", "2"]
     assert trials[0].state == TrialState.COMPLETE and trials[-1].state == TrialState.PRUNED
 
@@ -392,7 +395,7 @@ def test_many_workers_of_whom_some_die_find_what_one_finds():
     rough = replace(calm, deaths=12, stragglers=0.2, save_every=1)
     one, many = simulation.Simulation(calm, 1), simulation.Simulation(rough, 7)
     assert many.deaths > 3 and one.deaths == 0
-    order = [page.ranking(each.sweep.trials()) for each in (one, many)]
+    order = [figures.ranking(each.sweep.trials()) for each in (one, many)]
     assert len(order[0]) == 30 and [t.params for t in order[0]] == [t.params for t in order[1]]
     assert [t.intermediate_values for t in order[0]] == [t.intermediate_values for t in order[1]]
     assert one.now == pytest.approx(one.busy) and many.now < one.now < many.busy
@@ -429,3 +432,35 @@ def test_optuna_alone_finds_the_pages_figures_in_the_study(settings):
     varied = [name for name in best.params if len({t.params[name] for t in study.trials}) > 1]
     for name, share in optuna.importance.get_param_importances(early, params=varied).items():
         assert re.search(rf"<span>{name}</span><div [^>]+></div><span>{share:.2f}</span>", shown)
+
+
+def test_a_sweep_that_is_kept_is_on_the_page_of_results_and_is_what_suggest_is_compared_with(
+    settings, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(summary, "PICTURES", tmp_path / "runs")
+    settings = replace(settings, plans=(*PLANS, "G032-D104", "G500-D005"))
+    command.main(settings)
+    for trial in Sweep.open(settings).trials():
+        samples = settings.out / trial.user_attrs["2"]["run"] / "samples"
+        samples.mkdir()
+        for step in (0, trial.last_step):
+            Image.new("RGB", (1024, 256)).save(samples / f"{step:06d}.png")
+    command.main(replace(settings, keep=True))
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{settings.out / 'study.db'}")
+    best, shown = study.best_trial, summary.markdown()
+    assert "7 of 8 plans were stopped before iteration 8" in shown
+    row = [best.user_attrs["plan"], *(f"{1000 * v:.0f}" for v in best.intermediate_values.values())]
+    assert f"| **{row[0]}** | {' | '.join(row[1:])} |" in shown, "the best of the ranking"
+    assert shown.index(f"**{row[0]}**") == shown.index("**"), "is first in it"
+    cells = next(text for text in shown.splitlines() if text.startswith("| G(0,3,2) |"))
+    (tried,) = (trial for trial in study.trials if "G(0,3,2)" in trial.user_attrs["plan"])
+    assert f"{1000 * tried.intermediate_values[2]:.0f}" in cells, "the map has it"
+    kids = suggest.swept(settings.images.name)["2 iterations of sweep"]
+    assert kids[Split(0, 3, 2), Split(1, 0, 4)] == pytest.approx(1000 * tried.intermediate_values[2])
+    assert len(kids) == 8 and len(suggest.swept(settings.images.name)["8 iterations of sweep"]) == 1
+    with Image.open(tmp_path / "sweep.webp") as image:
+        assert image.size == (8 * 64, 7 * 64), "the source and the first six plans, eight latents each"
+    command.main(replace(settings, plans=(*settings.plans, "G131-D131")))
+    command.main(replace(settings, plans=(*settings.plans, "G131-D131"), keep=True))
+    assert "9 plans on images" in summary.markdown() and summary.markdown().count("###") == 1

@@ -16,7 +16,7 @@ import math
 import sys
 import time
 
-from experiments.sweep import space
+from experiments.sweep import space, summary
 from experiments.sweep.space import Settings
 from transfer import UserError
 from transfer.settings import command_line, user_errors
@@ -34,7 +34,8 @@ def main(settings: Settings) -> None:
     until = math.inf if settings.hours is None else time.time() + 3600 * settings.hours
     plans, workers = space.candidates(settings), worker.processes(settings)
     new = settings.storage is None and not (settings.out / "study.db").exists()
-    sweep = None if new and (settings.dry_run or settings.page) else Sweep.open(settings)
+    look = settings.dry_run or settings.page or settings.keep
+    sweep = None if new and look else Sweep.open(settings)
     trials = sweep.trials() if sweep else []
     count = min(settings.trials or len(plans), len(plans))
     if settings.hours is not None:
@@ -44,7 +45,9 @@ def main(settings: Settings) -> None:
     print(cost.sentence(len(trials) + len(chosen), trials, settings, workers))
     if settings.page and sweep:
         print(page.write(sweep))
-    if settings.dry_run or settings.page:
+    if settings.keep and sweep:
+        print(summary.keep(sweep))
+    if look:
         return
     sweep.enqueue(chosen)
     try:

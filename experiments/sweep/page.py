@@ -9,77 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
-from PIL import Image
 
 from experiments.judge import DASH
 from experiments.report import data_url
-from experiments.strip import TILE
 from experiments.sweep import cost
-from experiments.sweep.halving import Sweep, feasible, ranked
-from experiments.sweep.space import LAYER, plans_of, splits
-from transfer.plan import Split
+from experiments.sweep.figures import by_split, furthest, importances, ranking, strip, winner
+from experiments.sweep.halving import Sweep, feasible
+from experiments.sweep.space import LAYER, splits
 
 SHOWN = 12  # rows of the ranking that have pictures; the others are folded away
-LATENTS = 8  # of a strip
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The figures: functions of a study's trials, which optuna.load_study gives as well.
-
-
-def furthest(trial: FrozenTrial) -> int:
-    """The last rung that a trial reached, 0 before the first."""
-    return trial.last_step or 0
-
-
-def ranking(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials from the best to the worst: those that went further first, then as ranked there."""
-    steps = sorted({furthest(trial) for trial in trials} - {0}, reverse=True)
-    return [trial for step in steps for trial in ranked(list(trials), step) if furthest(trial) == step]
-
-
-def winner(study: optuna.Study) -> FrozenTrial | None:
-    """Optuna's best trial: of those that are complete and within the bounds the one with the least KID."""
-    try:
-        return study.best_trial
-    except ValueError:  # none is
-        return None
-
-
-def by_split(trials: Sequence[FrozenTrial], step: int) -> dict[tuple[Split, Split], FrozenTrial]:
-    """For each pair of splits, G's and D's, the best trial at a rung."""
-    found: dict[tuple[Split, Split], FrozenTrial] = {}
-    for trial in ranked(list(trials), step):
-        plans = plans_of(trial.params)
-        if len(plans) == 2 and all(isinstance(plan, Split) for plan in plans.values()):
-            found.setdefault((plans["G"], plans["D"]), trial)
-    return found
-
-
-def importances(trials: Sequence[FrozenTrial], step: int) -> dict[str, float]:
-    """How much each param decides which trials are among the best tenth at a rung, by Optuna; they sum to 1.
-
-    Optuna asks complete trials, and most were stopped: so it is asked about a study in which a trial's value
-    is its KID at that rung, which all have reached.
-    """
-    reached = [t for t in trials if math.isfinite(t.intermediate_values.get(step, math.inf))]
-    varied = [
-        name for name in (reached[0].params if reached else ()) if len({t.params[name] for t in reached}) > 1
-    ]
-    if len(reached) < 2 or not varied:
-        return {}
-    study = optuna.create_study()
-    study.add_trials(
-        [
-            optuna.create_trial(
-                params=t.params, distributions=t.distributions, value=t.intermediate_values[step]
-            )
-            for t in reached
-        ]
-    )
-    return optuna.importance.get_param_importances(study, params=varied)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -157,15 +96,12 @@ def curves(trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> str:
     return data_url(file.getvalue(), "svg+xml")
 
 
-def strip(out: Path, trial: FrozenTrial, step: int) -> str:
-    """The first latents of a run's grid, the same ones for all runs; nothing where it is gone."""
-    run = trial.user_attrs.get(str(furthest(trial)), {}).get("run")
-    path = out / (run or "") / "samples" / f"{step:06d}.png"
-    if not run or not path.exists():
+def drawn(out: Path, trial: FrozenTrial, step: int) -> str:
+    """The strip as a part of the page; nothing where it is gone."""
+    image, held = strip(out, trial, step), io.BytesIO()
+    if image is None:
         return ""
-    held = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").crop((0, 0, LATENTS * TILE, TILE)).save(held, "WEBP", quality=75)
+    image.save(held, "WEBP", quality=75)
     return data_url(held.getvalue(), "webp")
 
 
@@ -231,7 +167,7 @@ def html(sweep: Sweep) -> str:
     order, best = ranking(trials), winner(sweep.study)
     first, last = settings.rungs[0], settings.rungs[-1]
     shown = [
-        (row(t), strip(settings.out, t, furthest(t)), best is not None and t.number == best.number)
+        (row(t), drawn(settings.out, t, furthest(t)), best is not None and t.number == best.number)
         for t in order[:SHOWN]
     ]
     layers = importances(trials, first)
@@ -241,7 +177,7 @@ def html(sweep: Sweep) -> str:
         head=HEAD,
         shown=shown,
         others=[row(trial) for trial in order[SHOWN:]],
-        source=strip(settings.out, order[0], 0) if order else "",
+        source=drawn(settings.out, order[0], 0) if order else "",
         map=chart(trials, first, last, best),
         first=first,
         last=last,

@@ -68,6 +68,7 @@ class Settings:
     device: str | None = None  # cuda or mps where there is such a GPU, else cpu
     dry_run: bool = False  # print what it would cost, and stop
     page: bool = False  # write the page of what there is, and stop
+    keep: bool = False  # keep what there is for docs/results.md, and stop
 
 
 def verify(settings: Settings) -> None:
