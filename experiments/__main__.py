@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from experiments.report import write
-from experiments.runs import PRETRAINING, Budget, make
+from experiments.runs import PRETRAINING, Budget, make, verify
 from experiments.tables import TABLES
 from transfer import UserError
 from transfer.settings import command_line, user_errors
@@ -72,7 +72,9 @@ def named(names: tuple[str, ...]) -> list[Table]:
 def main(settings: Settings) -> None:
     """Make the runs that are missing, and write the page."""
     if settings.tables != ("report",):
-        make(named(settings.tables), settings)
+        tables = named(settings.tables)
+        verify(tables, settings)
+        make(tables, settings)
     if not settings.dry_run:
         write()
 

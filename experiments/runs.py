@@ -189,6 +189,19 @@ def made() -> set[str]:
     }
 
 
+def verify(tables: Sequence[Table], budget: Budget) -> None:
+    """Refuse, before the first of the missing runs, images that are not there.
+
+    Raises:
+        UserError: naming them.
+    """
+    for row, seed in missing(tables, budget).values():
+        settings = settings_of(row, seed, budget)
+        for path in (settings.images, settings.reference):
+            if path is not None and not path.exists():
+                raise UserError(f"{path} does not exist: give a folder or a zip of images")
+
+
 def unjudged(names: Collection[str], budget: Budget) -> dict[str, list[tuple[dict[str, Any], str]]]:
     """The lines of runs that a judge of the budget has not scored and may, each with the judge, by name."""
     judged, found = lines.read("judged"), {}

@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -189,6 +190,11 @@ def _projected(name, **_):
 def test_a_table_makes_each_run_once_and_the_report_shows_it(quick_judges, table, capsys):
     table, budget = table
     assert "Not run yet" in pages.page() and "Not run yet" in report.html()
+    with pytest.raises(UserError, match="gone does not exist"):
+        runs_.verify([table], replace(budget, reference=Path("gone")))
+    with pytest.raises(UserError, match="gone does not exist"):
+        commands.main(commands.Settings(tables=("table_7",), images=Path("gone"), dry_run=True))
+    runs_.verify([table], budget)
     runs_.make([table, table], replace(budget, dry_run=True))
     assert "2 runs are missing" in capsys.readouterr().out and not lines.read("run")
     runs_.make([table, table], budget)
