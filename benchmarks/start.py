@@ -2,9 +2,10 @@
 
     python -m benchmarks.start
 
-Whole processes: `--help`; a wrong setting; and wgan_64.py on 256 images of noise up to the end of its first
+Whole processes: `--help`; a wrong setting; wgan_64.py on 256 images of noise up to the end of its first
 iteration, compiling with an empty cache (cold) and again with the cache of the first (warm), then ten
-iterations further for the peak of its resident memory. Short runs, which do not compile, are timed too.
+iterations further for the peak of its resident memory. Short runs, which do not compile, are timed too: the
+README's two commands to their first picture, with the peak of a run of three iterations.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,10 @@ from transfer.engine import PAYS_FROM
 from transfer.settings import Count, command_line, user_errors
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "first picture, the combination": ["wgan_64_transferlearning.py"],
+    "first picture, a critic that sees": ["-m", "methods.projected_critic"],
+}
 
 
 def answer(*words: str) -> float:
@@ -61,6 +67,26 @@ def first_iteration(images: Path, out: Path, cache: Path, iterations: int, after
             return {"seconds": first, "peak_mb": peak}
         time.sleep(0.02)
     raise SystemExit(f"wgan_64.py ended by itself, with status {process.returncode}")
+
+
+def first_picture(words: list[str], out: Path) -> dict[str, float]:
+    """Seconds to a run's first grid, which is the source's, and the peak of its resident memory, in MB."""
+    began, first, peak = time.perf_counter(), None, 0.0
+    process = subprocess.Popen(
+        [sys.executable, *words, "--out", str(out), "--iterations", "3"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        if first is None and list(out.glob("*/samples/000000.png")):
+            first = time.perf_counter() - began
+        with suppress(OSError, StopIteration):  # it ends just now
+            peak = max(peak, _peak(process.pid))
+        time.sleep(0.02)
+    if process.returncode or first is None:
+        raise SystemExit(f"{words[-1]} ended with status {process.returncode}")
+    return {"seconds": first, "peak_mb": peak}
 
 
 def _peak(pid: int) -> float:
@@ -104,6 +130,8 @@ def main(chosen: Settings) -> None:
             lines[what] = first_iteration(
                 images, Path(folder) / f"run{len(lines)}", cache, iterations, chosen.after
             )
+        for what, words in COMMANDS.items():
+            lines[what] = first_picture(words, Path(folder) / f"run{len(lines)}")
     for what, line in lines.items():
         print(f"{what}: {', '.join(f'{key} {value:.4g}' for key, value in line.items())}", flush=True)
         keep("start", what=what, **line, threads=torch.get_num_threads())

@@ -12,7 +12,7 @@ import torch
 
 import wgan_64
 import wgan_64_finetune
-from benchmarks import device, gpu, page, step, time_to
+from benchmarks import device, gpu, page, start, step, time_to
 from benchmarks.timing import gradients, iteration_of, ratios, synthetic, turns
 from transfer import UserError, engine, winograd
 from transfer.engine import PAYS_FROM
@@ -268,3 +268,21 @@ def test_minutes_to_a_kid_are_a_part_of_the_page(monkeypatch, tmp_path):
     Path(page.RESULTS).write_text(json.dumps(line) + "\n")
     assert "| one | 200 | 1.2 | 0.5 | 50 |" in page.time_to()
     assert "| one | 100 |  |  | beyond 100 |" in page.time_to()
+
+
+def test_the_first_picture_is_waited_for_and_a_run_that_fails_is_not_timed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "time.sleep(0.3)\n"
+        "grid = pathlib.Path(sys.argv[2]) / '0001' / 'samples' / '000000.png'\n"
+        "grid.parent.mkdir(parents=True)\n"
+        "grid.touch()\n"
+        "time.sleep(0.6)\n"
+        "sys.exit(sys.argv[2].endswith('fails'))\n"
+    )
+    began = time.perf_counter()
+    found = start.first_picture([str(script)], tmp_path / "run")
+    assert 0.3 < found["seconds"] < time.perf_counter() - began - 0.4 and found["peak_mb"] > 1
+    with pytest.raises(SystemExit, match="status 1"):
+        start.first_picture([str(script)], tmp_path / "fails")
