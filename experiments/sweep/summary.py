@@ -121,9 +121,9 @@ def section(found: dict[str, Any]) -> str:
     head = ("plan", *(f"{step:,} iterations" for step in rungs), *shares)
     body = [
         (
-            f"**{each['plan']}**" if each["best"] else each["plan"],
+            f"**{name(each, found)}**" if each["best"] else name(each, found),
             *(kid(each["kid"].get(str(step))) for step in rungs),
-            *(DASH if each[name] is None else f"{each[name]:.2f}" for name in shares),
+            *(DASH if each[key] is None else f"{each[key]:.2f}" for key in shares),
         )
         for each in plans
     ]
@@ -145,6 +145,13 @@ def section(found: dict[str, Any]) -> str:
             f" iterations, by Optuna: {told}.\n\n"
         )
     return text
+
+
+def name(plan: dict[str, Any], found: dict[str, Any]) -> str:
+    """A plan's name, without the script where there is only one."""
+    return (
+        plan["plan"].removesuffix(f", {found['scripts'][0]}") if len(found["scripts"]) == 1 else plan["plan"]
+    )
 
 
 def kid(value: float | None) -> str:
