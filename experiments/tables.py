@@ -310,7 +310,12 @@ PROPOSED = Table(
                 "projected_critic",
                 {"G": G, "D": D, "frozen_norm": "source", "source": SEEN},
             )
-            for G, D in ((FINETUNED, FINETUNED), (COMBINED, COMBINED), (FINETUNED, Split(2, 0, 3)))
+            for G, D in (
+                (FINETUNED, FINETUNED),
+                (COMBINED, COMBINED),
+                (FINETUNED, Split(2, 0, 3)),
+                (FINETUNED, Split(3, 0, 2)),
+            )
         ),
     ),
 )
