@@ -159,6 +159,8 @@ def sections() -> list[Section]:
         parts = []
         for budget, runs in groups(table, found).items():
             rows = [row for row in table.rows if row.name in runs]
+            if table.first and table.rows[0] not in rows:
+                continue
             first = runs[rows[0].name][0]
             counts = first["scores"][-1]
             held_out = (

@@ -5,6 +5,7 @@ import torch
 
 from experiments import suggest
 from experiments.suggest import Importance, Settings, agreement, importances, measured, proposal
+from methods import projected_critic
 from tests.conftest import LATENT, WIDTH
 from transfer.plan import Named, Split, plan
 from wgan_64_finetune import Generator
@@ -57,6 +58,8 @@ def test_a_probe_ends_in_a_plan_and_its_command(faces, source, tmp_path, capsys)
     assert suggest.main(tiny) == suggest.BEST
     said = capsys.readouterr().out
     assert "G      5" in said and "D      1" in said
+    assert "-m methods.projected_critic --images" in said
+    assert (projected_critic.Settings().G, projected_critic.Settings().D) == suggest.BEST, "its default"
     assert "wgan_64_freeze_layers.py --G 0 0 5 --D 2 0 3 --images" in said
 
 
