@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from experiments.pairs import PAIRS
+from experiments.rows import Row, Table, named
 from transfer.plan import Named, Split
-
-
-@dataclass(frozen=True)
-class Row:
-    """A plan: a script, the settings that it changes, and what the dissertation's score of it was."""
-
-    name: str
-    script: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    published: float | None = None  # the dissertation's FID, on other images with another extractor
-    figure: str = ""  # what shows it in the dissertation, as pictures
-    claim: str = ""  # what the text says of those, where it gives no FID
-
-
-def named(G: Split | None, D: Split | None, what: str = "") -> str:
-    """A row's name: the plan, G(i,j,k) D(i,j,k), and what else is told of it."""
-    plans = (("G", G), ("D", D))
-    plan = " ".join(f"{name}({','.join(map(str, own))})" for name, own in plans if own is not None)
-    return f"{plan}, {what}" if what else plan
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table or figure of the dissertation, or a claim of its text."""
-
-    key: str
-    title: str
-    claim: str
-    rows: tuple[Row, ...]
-    pretraining: bool = False  # its runs are of the source domain
-    own_images: bool = False  # its rows name their images
-    caption: str = ""  # of a picture of what its rows are trained on
-    first: bool = False  # its first row is what the others are compared with: no part is shown without it
-
 
 COMBINED, FINETUNED = Split(1, 2, 2), Split(0, 0, 5)
 
@@ -361,31 +328,6 @@ LEAGUE = Table(
         *(row for row in FROM_SCRATCH.rows if row.script == "wgan_64"),
     ),
 )
-
-# Section 2.2, without figures. Mind2Mind on its own data: an autoencoder of one set from nothing and a GAN of
-# the codes of the other, beside a WGAN-GP of the other's pixels, as in its paper. The iterations are those
-# that take the same minutes of one core. A tenth of the images is held out. Scores see a grey image as three
-# equal channels.
-SMALL = {"size": 32, "channels": 1, "width": 16, "batch_size": 64, "augment": "none", "hold_out": 0.1}
-SMALL |= {"save_every": 500}
-PLACE = Path("train_images")  # where operating_file.py fetch puts them
-
-
-def pair(source: str, target: str) -> Table:
-    """The table of two small data sets, by the names of their folders."""
-    images = {"images": PLACE / target, **SMALL}
-    own = {"source": None, "source_images": PLACE / source, "autoencoder": 2_000, "learning_rate": 5e-4}
-    codes = {"iterations": 5_000, "score_every": 2_500, "sample_every": 1_000}
-    pixels = {"iterations": 1_000, "score_every": 500, "sample_every": 250, "learning_rate": 2e-4}
-    mind = Row(f"Mind2Mind from {source}", "mind2mind", {**images, **own, **codes})
-    scratch = Row("WGAN-GP from scratch", "wgan_gp_64", {**images, **pixels})
-    claim = "Learning codes in the place of pixels saves much of the time."
-    title = f"Mind2Mind from {source} to {target}"
-    return Table(f"{source}_{target}", title, claim, (mind, scratch), own_images=True)
-
-
-PAIRS = tuple(pair("mnist", target) for target in ("notmnist", "kmnist", "fashion"))
-PAIRS += (pair("notmnist", "mnist"),)
 
 TABLES = (
     TABLE_1,

@@ -14,7 +14,7 @@ import wgan_64
 import wgan_64_transferlearning
 import wgan_gp_64
 from experiments import __main__ as commands
-from experiments import runs, selection, tables
+from experiments import pairs, runs, selection, tables
 from fid import scores
 from fid.extractors import Extractor
 from methods import mind2mind, minegan
@@ -173,9 +173,9 @@ def test_kept_codes_are_those_that_would_be_made_anew(digits, tmp_path, monkeypa
 
 
 def test_the_pairs_rows_are_of_their_own_images_and_found_again():
-    table = tables.pair("a", "b")
+    table = pairs.pair("a", "b")
     names = set()
-    for row in (*table.rows, *tables.pair("b", "a").rows):
+    for row in (*table.rows, *pairs.pair("b", "a").rows):
         chosen = runs.settings_of(row, 0, runs.Budget())
         names.add(runs.identity(row, 0, runs.Budget()))
         line = {"script": row.script, "settings": runs.described(chosen), "scores": [], "seconds": 1}
