@@ -163,12 +163,10 @@ def swept(images: str) -> dict[str, dict[tuple[Plan, Plan], float]]:
     found: dict[str, dict[tuple[Plan, Plan], float]] = {}
     for name, line in latest.items():
         for rung in map(str, line["rungs"] if line["judge"] == FIRST else ()):
-            kids = {
-                (plan(*own["G"]), plan(*own["D"])): 1000 * own["kid"][rung]
-                for own in line["plans"]
-                if rung in own["kid"] and math.isfinite(own["kid"][rung])
-            }
-            found[f"{int(rung):,} iterations of {name}"] = kids
+            kids = found[f"{int(rung):,} iterations of {name}"] = {}
+            for own in line["plans"]:  # the best first, where policies or settings share a plan
+                if {"G", "D"} <= own.keys() and math.isfinite(own["kid"].get(rung, math.inf)):
+                    kids.setdefault((plan(*own["G"]), plan(*own["D"])), 1000 * own["kid"][rung])
     return found
 
 

@@ -440,6 +440,11 @@ def test_a_sweep_that_is_kept_is_on_the_page_of_results_and_is_what_suggest_is_c
     monkeypatch.setattr(lines, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(summary, "PICTURES", tmp_path / "runs")
     settings = replace(settings, plans=(*PLANS, "G032-D104", "G500-D005"))
+    with pytest.raises(UserError, match="holds no sweep to keep"):
+        command.main(replace(settings, keep=True))
+    Sweep.open(settings)
+    with pytest.raises(UserError, match="has been scored yet"):
+        command.main(replace(settings, keep=True))
     command.main(settings)
     for trial in Sweep.open(settings).trials():
         samples = settings.out / trial.user_attrs["2"]["run"] / "samples"
@@ -452,17 +457,17 @@ def test_a_sweep_that_is_kept_is_on_the_page_of_results_and_is_what_suggest_is_c
     assert "7 of 8 plans were stopped before iteration 8" in shown
     row = [
         best.user_attrs["plan"].removesuffix(", stand_in"),
-        *(f"{1000 * v:.0f}" for v in best.intermediate_values.values()),
+        *(f"{1000 * v:.1f}" for v in best.intermediate_values.values()),
     ]
     assert f"| **{row[0]}** | {' | '.join(row[1:])} |" in shown, "the best of the ranking"
     assert shown.index(f"**{row[0]}**") == shown.index("**"), "is first in it"
     cells = next(text for text in shown.splitlines() if text.startswith("| G(0,3,2) |"))
     (tried,) = (trial for trial in study.trials if "G(0,3,2)" in trial.user_attrs["plan"])
-    assert f"{1000 * tried.intermediate_values[2]:.0f}" in cells, "the map has it"
+    assert f"{1000 * tried.intermediate_values[2]:.1f}" in cells, "the map has it"
     kids = suggest.swept(settings.images.name)["2 iterations of sweep"]
     assert kids[Split(0, 3, 2), Split(1, 0, 4)] == pytest.approx(1000 * tried.intermediate_values[2])
     assert len(kids) == 8 and len(suggest.swept(settings.images.name)["8 iterations of sweep"]) == 1
-    with Image.open(tmp_path / "sweep.webp") as image:
+    with Image.open(tmp_path / "sweeps" / "sweep.webp") as image:
         assert image.size == (8 * 64, 7 * 64), "the source and the first six plans, eight latents each"
     command.main(replace(settings, plans=(*settings.plans, "G131-D131")))
     command.main(replace(settings, plans=(*settings.plans, "G131-D131"), keep=True))

@@ -45,7 +45,9 @@ def main(settings: Settings) -> None:
     print(cost.sentence(len(trials) + len(chosen), trials, settings, workers))
     if settings.page and sweep:
         print(page.write(sweep))
-    if settings.keep and sweep:
+    if settings.keep:
+        if sweep is None:
+            raise UserError(f"{settings.out} holds no sweep to keep: run it without --keep first")
         print(summary.keep(sweep))
     if look:
         return

@@ -17,17 +17,13 @@ from experiments.sweep import cost
 from experiments.sweep.figures import by_split, furthest, importances, ranking, strip, winner
 from experiments.sweep.halving import Sweep, feasible
 from experiments.sweep.space import LAYER, splits
+from experiments.sweep.summary import kid
 
 SHOWN = 12  # rows of the ranking that have pictures; the others are folded away
 
 
 # ----------------------------------------------------------------------------------------------------------
 # What is shown.
-
-
-def kid(value: float) -> str:
-    """KID x 1000, as all pages show it."""
-    return f"{1000 * value:.1f}" if math.isfinite(value) else "diverged"
 
 
 @dataclass(frozen=True)

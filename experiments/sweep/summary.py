@@ -12,8 +12,8 @@ from PIL import Image
 from experiments import lines
 from experiments.judge import DASH
 from experiments.runs import PICTURES, commit, version
-from transfer.engine import choose_device
-from transfer.folder import hardware, versions
+from transfer import UserError
+from transfer.folder import versions
 from transfer.settings import description_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ STRIPS = 6  # of its picture
 
 
 def line(sweep: Sweep) -> dict[str, Any]:
-    """What a sweep found and what it cost; nothing of its folder is needed to read it."""
+    """What a sweep found and what it cost; nothing of its folder is needed to read it.
+
+    Raises:
+        UserError: when it has found nothing yet.
+    """
     from experiments.sweep import cost
     from experiments.sweep.figures import furthest, importances, ranking, winner
     from experiments.sweep.space import plans_of
@@ -44,15 +48,16 @@ def line(sweep: Sweep) -> dict[str, Any]:
                 "best": best is not None and trial.number == best.number,
             }
         )
-    shown = order[0].user_attrs[str(furthest(order[0]))] if order else {}
-    made = description_of(settings.out / shown["run"]) if shown.get("run") else {}
+    scored = [told for trial in order if (told := trial.user_attrs[str(furthest(trial))]).get("run")]
+    if not scored:
+        raise UserError(f"no plan of {settings.out} has been scored yet: keep it later")
     return {
         "table": "sweep",
         "name": sweep.study.study_name,
         "scripts": list(settings.scripts),
         "images": settings.images.name,
         "reference": None if settings.reference is None else version(settings.reference),
-        "held_out": shown.get("images"),
+        "held_out": scored[0]["images"],
         "judge": settings.extractor,
         "seed": settings.seed,
         "batch_size": settings.batch_size,
@@ -62,7 +67,7 @@ def line(sweep: Sweep) -> dict[str, Any]:
         "importances": importances(order, settings.rungs[0]),
         "hours": took,
         "hours_of_all": whole,
-        "hardware": made.get("hardware") or hardware(choose_device(settings.device)),
+        "hardware": description_of(settings.out / scored[0]["run"]).get("hardware", DASH),
         "versions": versions(),
         "commit": commit(),
     }
@@ -75,19 +80,20 @@ def keep(sweep: Sweep) -> str:
     found, out = line(sweep), sweep.settings.out
     lines.append(found)
     order = ranking(sweep.trials())[:STRIPS]
-    rows = [(order[0], 0), *((trial, furthest(trial)) for trial in order)] if found["plans"] else []
+    rows = [(order[0], 0), *((trial, furthest(trial)) for trial in order)]
     strips = [image for trial, step in rows if (image := strip(out, trial, step))]
     if strips:
         whole = Image.new("RGB", (strips[0].width, sum(image.height for image in strips)))
         for place, image in enumerate(strips):
             whole.paste(image, (0, place * image.height))
+        picture(found).parent.mkdir(parents=True, exist_ok=True)
         whole.save(picture(found), quality=80)
     return f"{len(found['plans'])} plans are kept as a line of {lines.RESULTS.name}"
 
 
 def picture(found: dict[str, Any]) -> Path:
     """Where a sweep's picture is kept."""
-    return PICTURES.with_name(f"{found['name']}.webp")
+    return PICTURES.with_name("sweeps") / f"{found['name']}.webp"
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -96,7 +102,7 @@ def picture(found: dict[str, Any]) -> Path:
 
 def markdown() -> str:
     """The part of docs/results.md: each sweep as it was last kept."""
-    latest = {each["name"]: each for each in lines.read("sweep")}
+    latest = {(each["name"], each["images"]): each for each in lines.read("sweep")}
     head = "## Sweeps\n\nWritten by `python -m experiments.sweep` with `--keep`.\n\n"
     return head + "".join(map(section, latest.values())) if latest else ""
 
@@ -133,8 +139,9 @@ def section(found: dict[str, Any]) -> str:
         text += lines.folded(f"The other {len(body) - SHOWN} plans", rest)
     if picture(found).exists():
         text += (
-            f"![Samples of the first plans](pictures/{picture(found).name})\n\nThe source, and below it the"
-            f" first {min(STRIPS, len(plans))} plans of the ranking: the same latents.\n\n"
+            f"![Samples of the first plans](pictures/sweeps/{picture(found).name})\n\n"
+            f"The source, and below it the first {min(STRIPS, len(plans))} plans of the ranking: the same"
+            " latents.\n\n"
         )
     text += chart(found)
     layers = sorted(found["importances"].items(), key=lambda item: -item[1])
@@ -155,10 +162,10 @@ def name(plan: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def kid(value: float | None) -> str:
-    """KID x 1000; infinite where the run diverged."""
+    """KID x 1000 as all pages show it, of a KID: infinite where a run diverged, None where none is."""
     if value is None:
         return DASH
-    return f"{1000 * value:.0f}" if math.isfinite(value) else "diverged"
+    return f"{1000 * value:.1f}" if math.isfinite(value) else "diverged"
 
 
 def agreement(found: dict[str, Any]) -> str:
