@@ -164,8 +164,7 @@ def main(settings: Settings) -> Path | None:
     name = "wgan_gp" if gp else settings.optimizer
     optimizer_G, optimizer_D = (optimizer(name, network, settings.learning_rate) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    twice = gp and source.norm  # the penalty then differentiates a gradient
-    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast, double_backward=twice)
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
     gradient = judge.hasten(partial(score_gradient, D))
     plans = f"G{settings.G.digits}-D{settings.D.digits}"
     run = Run(settings, __file__, images, parts, plans, score=scorer(settings, images))

@@ -177,9 +177,7 @@ def main(settings: Settings) -> Path | None:
     average = Average(G, settings.ema_decay)
     optimizer_G, optimizer_D = (optimizer("wgan_gp", network, settings.learning_rate) for network in (G, D))
     parts = {"G": G, "D": D, "average": average, "optimizer_G": optimizer_G, "optimizer_D": optimizer_D}
-    generate, judge = tune(
-        G, D, iterations=settings.iterations, fast=settings.fast, double_backward=settings.critic_norm
-    )
+    generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
     gradient = judge.hasten(partial(score_gradient, D))
     run = Run(settings, __file__, images, parts, score=scorer(settings, images))
 

@@ -119,8 +119,7 @@ BF16 = "computing in bf16 (numbers of half the length; --no-fast keeps float32)"
         ({"bf16": True}, PAYS_FROM, True, 0, f"{BF16}\n"),
         ({"bf16": True}, PAYS_FROM - 1, True, 0, f"{BF16}\n"),
         ({"bf16": True}, PAYS_FROM, False, 0, "computing in float32\n"),
-        ({"amx": True}, PAYS_FROM, True, 0, f"{BF16}, compiled"),
-        ({"amx": True}, PAYS_FROM - 1, True, 0, f"{BF16}, not compiled, since fewer than"),
+        ({"amx": True}, PAYS_FROM, True, 0, f"{BF16}\n"),
     ],
 )
 def test_the_wide_convolutions_use_few_products_where_that_pays(
@@ -139,7 +138,7 @@ def test_the_wide_convolutions_use_few_products_where_that_pays(
 
 @pytest.mark.parametrize(
     "has, fast, ours",
-    [({"bf16": True}, True, True), ({"bf16": True}, False, False), ({"amx": True}, True, False)],
+    [({"bf16": True}, True, True), ({"bf16": True}, False, False), ({"amx": True}, True, True)],
 )
 def test_in_bf16_kernels_gradients_are_products_of_windows_where_that_pays(monkeypatch, has, fast, ours):
     instructions(monkeypatch, **has)
@@ -182,31 +181,18 @@ def test_a_cpu_whose_bf16_lacks_convolutions_goes_on_in_float32(monkeypatch, cap
     assert judge(torch.rand(2, 3, 64, 64)).isfinite().all()
 
 
-@pytest.mark.parametrize("broken", ["forward", "backward"])
-def test_what_the_compiler_fails_at_costs_a_line_and_not_the_run(monkeypatch, capsys, broken):
-    from torch._dynamo.backends.common import aot_autograd
-
+def test_what_the_compiler_fails_at_costs_a_line_and_not_the_run(monkeypatch, capsys):
     def fails(graph, inputs):
-        raise RuntimeError(f"no {broken} for you\nmore")
-
-    def passes(graph, inputs):
-        return graph
-
-    def compilers(graph, inputs):
-        both = (fails, passes) if broken == "forward" else (passes, fails)
-        return aot_autograd(fw_compiler=both[0], bw_compiler=both[1])(graph, inputs)
+        raise RuntimeError("not for you\nmore")
 
     compiler._say.cache_clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compilers))
-    twice = compiler.compiled(lambda x: (2 * x).tanh())
-    again = compiler.compiled(lambda x: (3 * x).tanh())
-    x = torch.rand(4, requires_grad=True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    twice, again = compiler.compiled(lambda x: 2 * x), compiler.compiled(lambda x: 3 * x)
+    x = torch.rand(4)
     for _ in range(2):
-        (slope,) = torch.autograd.grad(twice(x).sum(), x)
-        torch.testing.assert_close(slope, 2 * (1 - (2 * x).tanh().square()))
-    again(x).sum().backward()
+        assert torch.equal(twice(x), 2 * x) and torch.equal(again(x), 3 * x)
     out = capsys.readouterr().out
-    assert f"no {broken} for you" in out and len(out.splitlines()) == 1
+    assert "not for you" in out and len(out.splitlines()) == 1
 
 
 def critic_gradients(judge, x, y, penalty):
@@ -220,28 +206,25 @@ def critic_gradients(judge, x, y, penalty):
 
 
 @pytest.mark.parametrize("penalty", [False, True])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_bf16_steps_agree_with_float32_and_return_float32(monkeypatch, penalty, compiled):
-    instructions(monkeypatch, amx=True)
-    # Inductor's code is slow to make; what is compiled and what is not is the same without it.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+@pytest.mark.parametrize("amx", [False, True])
+def test_bf16_steps_agree_with_float32_and_return_float32(monkeypatch, penalty, amx):
+    instructions(monkeypatch, amx=amx, bf16=True)
     torch.manual_seed(0)
     D = wgan_64.Discriminator(8, norm=not penalty)
     x = torch.rand(8, 3, 1, 1).expand(-1, -1, 64, 64) * 2 - 1  # alike, they would cancel to rounding errors
     y = torch.rand(8, 3, 64, 64) * 2 - 1
     exact = critic_gradients(Tuned(D), x, y, penalty)
-    (judge,) = tune(D, iterations=PAYS_FROM if compiled else 1)
+    (judge,) = tune(D, iterations=1)
     fast = critic_gradients(judge, x, y, penalty)
     assert judge(x).dtype == torch.float32 and fast.dtype == torch.float32
     apart = (fast - exact).norm() / exact.norm()
     assert 1e-4 < apart < 0.15  # products of bf16 are 0.4 % off, and five layers there and back add up
 
 
-def test_a_critic_whose_gradient_is_differentiated_again_is_not_compiled(monkeypatch):
+def test_a_batch_normalised_critics_gradient_is_differentiated_again(monkeypatch):
     instructions(monkeypatch, amx=True)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     D = wgan_gp_64.Discriminator(WIDTH, norm=True)
-    (judge,) = tune(D, iterations=PAYS_FROM, double_backward=True)
+    (judge,) = tune(D, iterations=1)
     assert critic_gradients(judge, *torch.rand(2, 4, 3, 64, 64), True).isfinite().all()
 
 

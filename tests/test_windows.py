@@ -14,7 +14,9 @@ TORCH = {name: partial(getattr(F, name), stride=2, padding=1) for name in ("conv
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("narrow", [(4, 4), (2, 6), (8, 8)], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_values_and_both_orders_of_gradients_are_torchs(name, narrow, memory_format):
+@pytest.mark.parametrize("amx", [False, True])
+def test_values_and_both_orders_of_gradients_are_torchs(monkeypatch, name, narrow, memory_format, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     torch.manual_seed(0)
     x = (
         torch.randn(3, 5, *narrow)
@@ -38,7 +40,9 @@ def test_values_and_both_orders_of_gradients_are_torchs(name, narrow, memory_for
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_in_bf16_the_gradients_are_torchs_up_to_rounding(name):
+@pytest.mark.parametrize("amx", [False, True])
+def test_in_bf16_the_gradients_are_torchs_up_to_rounding(monkeypatch, name, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     torch.manual_seed(0)
     x = torch.randn(4, 16, 8, 8).requires_grad_()
     w = torch.randn(*((16, 32) if name == "conv_transpose2d" else (32, 16)), 4, 4).requires_grad_()
@@ -62,3 +66,16 @@ def test_a_pass_that_does_not_ask_for_the_kernels_gradient_does_not_pay_for_it(m
     assert len(asked) == 1
     with torch.no_grad():
         assert windows.conv2d(x, w).shape == (2, 5, 4, 4)
+
+
+@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("narrow, ours", [(4, True), (8, False)])
+def test_with_instructions_for_matrices_narrow_maps_are_products_throughout(monkeypatch, name, narrow, ours):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    side = narrow if name == "conv_transpose2d" else 2 * narrow
+    x = torch.randn(2, 5 if name == "conv_transpose2d" else 6, side, side)
+    used = []
+    monkeypatch.setattr(F, name, lambda *args, **more: used.append(args) or TORCH[name](*args[:2]))
+    with torch.no_grad():
+        getattr(windows, name)(x, torch.randn(5, 6, 4, 4))
+    assert bool(used) != ours

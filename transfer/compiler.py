@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -13,33 +12,21 @@ import torch
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """function, compiled for each shape of its inputs; from the first failure on, as it is.
 
-    A failure costs a printed line and speed. Backward passes are compiled with the first forward pass, where
-    this release of torch can, so that they fail there too and not in the middle of a step.
+    A failure costs a printed line and speed.
     """
-    quick, first = torch.compile(function, dynamic=False), True
+    quick = torch.compile(function, dynamic=False)
 
     def call(*inputs: Any) -> Any:
-        nonlocal quick, first
+        nonlocal quick
         if quick is not function:
             try:
-                with _backward_too() if first else nullcontext():
-                    result = quick(*inputs)
-                first = False
-                return result
+                return quick(*inputs)
             except Exception as error:  # torch, the compiler and the linker fail in many ways
                 _say(reason(error))
                 quick = function
         return function(*inputs)
 
     return call
-
-
-def _backward_too() -> Any:
-    """While backward passes are compiled at once."""
-    import torch._functorch.config as config  # not loaded before something is compiled
-
-    name = "force_non_lazy_backward_lowering"
-    return config.patch(name, True) if hasattr(config, name) else nullcontext()
 
 
 @cache  # once for each reason

@@ -65,52 +65,44 @@ class Tuned:
 
     def __init__(self, network: nn.Module, hasten: Callable[..., Function] | None = None) -> None:
         self.network = network
-        self.hasten = hasten or (lambda function, compiled=True: function)
+        self.hasten = hasten or (lambda function: function)
         self._forward = self.hasten(network.forward) if hasten else network
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._forward(x)
 
 
-def tune(
-    *networks: nn.Module, iterations: int, fast: bool = True, double_backward: bool = False
-) -> list[Tuned]:
+def tune(*networks: nn.Module, iterations: int, fast: bool = True) -> list[Tuned]:
     """Decide how networks that are trained together compute, print it, and return them for the loop.
 
     On CUDA and on CPUs with bf16 instructions: bf16 products of float32 weights; normalisation keeps float32
-    statistics, and what a network returns is float32. Where those instructions are of matrices (AMX) the
-    networks are compiled too. On CPUs without them the 4x4 convolutions of stride 2 go through
-    transfer.windows in bf16, and in float32 through transfer.winograd, which needs 2.56 times fewer
-    products. Both agree with torch up to rounding.
+    statistics, and what a network returns is float32. On CPUs the 4x4 convolutions of stride 2 go through
+    transfer.windows in bf16, and in float32 through transfer.winograd, which needs 2.56 times fewer products
+    and is compiled. Both agree with torch up to rounding.
 
     Args:
         networks: their `forward` is made fast; what else is made of their modules, by Tuned.hasten.
         iterations: compiling is for runs that are long enough to pay for it.
         fast: False for torch's own float32 everywhere.
-        double_backward: a gradient of theirs is differentiated again, which torch.compile refuses.
     """
     device = next(networks[0].parameters()).device
     short = iterations < PAYS_FROM
     bf16 = bf16_on(device)
-    matrix = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    how, compiled, few_products = "computing in float32", False, False
+    how, few_products = "computing in float32", False
     if fast and device.type == "cpu":
         keep_pages()
-        compiled = matrix and not double_backward and not short and _compiles()
         few_products = not bf16 and not short and _compiles()
     hasten = None
     if fast and bf16:
         how = "computing in bf16 (numbers of half the length; --no-fast keeps float32)"
-        hasten = partial(_bf16, device=device.type, compiled=compiled)
-    room = winograd if few_products else windows if hasten and device.type == "cpu" and not matrix else None
+        hasten = partial(_bf16, device=device.type)
+    room = winograd if few_products else windows if hasten and device.type == "cpu" else None
     for network in networks if room else ():
         convolve_by(room, network)
-    if compiled or few_products:
+    if few_products:
         how += ", compiled, which takes a minute or two of the first iteration when nothing is cached"
-    elif fast and short and device.type == "cpu" and (matrix or not bf16):
+    elif fast and short and device.type == "cpu" and not bf16:
         how += f", not compiled, since fewer than {PAYS_FROM} iterations would not pay for it"
-    elif fast and double_backward and matrix:
-        how += ", not compiled, since torch.compile refuses a gradient of a gradient"
     print(how)
     return [Tuned(network, hasten) for network in networks]
 
@@ -157,7 +149,7 @@ def _convolves(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def _bf16(function: Function, compile_too: bool = True, *, device: str, compiled: bool = False) -> Function:
+def _bf16(function: Function, *, device: str) -> Function:
     """function with bf16 products; only the forward pass is under autocast, backward passes follow it."""
 
     def fast(*inputs: Tensor) -> Tensor:
@@ -165,7 +157,7 @@ def _bf16(function: Function, compile_too: bool = True, *, device: str, compiled
             output = function(*inputs)
         return output.float()
 
-    return compiler.compiled(fast) if compiled and compile_too else fast
+    return fast
 
 
 def _compiles() -> bool:
@@ -212,7 +204,7 @@ class Reals:
             return
         each = stages(self.D.network)
         below, above = nn.Sequential(*each[:layers]), nn.Sequential(*each[layers:])
-        below, above = self.D.hasten(below, False), self.D.hasten(above)  # they are to compute as D does
+        below, above = self.D.hasten(below), self.D.hasten(above)  # they are to compute as D does
         outcomes = [lambda x: x, lambda x: x.flip(3)][: 1 if self.augment.name == "none" else 2]
         one = below(self.images.at(slice(0, 1)))
         if len(outcomes) * len(self.images) * one.numel() * one.element_size() > KEPT:
