@@ -144,8 +144,8 @@ def score_gradient(D, x):
     with torch.no_grad():
         for conv in (D.conv1, D.conv2, D.conv3, D.conv4):
             x = conv(x)
-            slopes.append(torch.where(x > 0, 1.0, 0.2))
-            x = x * slopes[-1]
+            slopes.append(torch.where(x > 0, 1.0, 0.2).to(x.dtype))
+            x = F.leaky_relu(x, 0.2)
     g = D.conv5.transposed(x.new_ones(len(x), 1, 1, 1))  # N x 512 x 4 x 4
     g = D.conv4.transposed(g * slopes[3])  # N x 256 x 8 x 8
     g = D.conv3.transposed(g * slopes[2])  # N x 128 x 16 x 16
