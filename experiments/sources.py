@@ -41,8 +41,8 @@ SIZES = (1_000, 5_000, 15_000)  # of the sources of faces
 AVATARS = 5_000
 SCORED = 1_000  # images of a source, by which its distance to a target is measured
 CHUNK = 1_000  # images whose neighbours are looked for at once
-# From nothing the critic of pixels takes WGAN's own five steps, at WGAN's own rate: with two at four times that
-# rate all latents became one face.
+# From nothing the critic of pixels takes WGAN's own five steps, at WGAN's own rate: with two at four times
+# that rate all latents became one face.
 NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5}
 PRETRAINED = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4})
 CARRIED = Row("a critic that sees", "projected_critic")

@@ -5,7 +5,12 @@
 Small critics, the heads, look at the features of a network that knows photographs; the source's own critic,
 under its plan, looks at the pixels as in the other scripts. The generator learns from both in equal parts.
 With a source (the default) generator and critic are carried over under their plans, and heads that the source
-has with them; with --source None it pre-trains. Writes samples and checkpoints to a new folder.
+has with them. Without one it pre-trains, with WGAN's own five steps of the critic of pixels:
+
+    python -m methods.projected_critic --source None --images train_images/source_domain --augment flip \\
+        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4
+
+Writes samples and checkpoints to a new folder.
 """
 
 from dataclasses import dataclass
@@ -103,6 +108,7 @@ from transfer.weights import Average, Clip, check_learning, learning, optimizer
 from wgan_64 import Discriminator, Generator
 
 SHARP = 0.1  # pixels; a blur of less is none
+FROM_NOTHING = 5  # critic steps that a run without a source takes: WGAN's own
 WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
 
@@ -326,6 +332,8 @@ def main(settings: Settings) -> Path | None:
     clip = Clip(D, settings.clip, carried=source is not None)
     images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
     print(f"{images} in {settings.images}, G{settings.G} D{settings.D}, on {device}")
+    if source is None and settings.critic_steps < FROM_NOTHING:
+        print(f"from nothing, fewer than {FROM_NOTHING} critic steps once made one image of all latents")
     if settings.dry_run:
         return print(table(G=G, D=D))
 

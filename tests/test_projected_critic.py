@@ -200,3 +200,9 @@ def test_it_is_an_adapter_of_the_source(settings, source):
     ends, read = applied(Source.read(source), [Adapter.of(run)], [1]), Source.read(run)
     for name, tensors in (("ema", read.generator), ("D", read.discriminator)):
         assert all(torch.equal(tensor, ends[name][key]) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("steps, warned", [(2, True), (5, False)])
+def test_from_nothing_fewer_critic_steps_than_wgans_are_warned_of(settings, capsys, steps, warned):
+    projected_critic.main(replace(settings, source=None, critic_steps=steps, dry_run=True))
+    assert ("made one image of all latents" in capsys.readouterr().out) == warned

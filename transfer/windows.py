@@ -48,7 +48,7 @@ def kernel_gradient(wide: Tensor, narrow: Tensor) -> Tensor:
 
 
 class Convolution(torch.autograd.Function):
-    """A convolution of stride 2 and padding 1, or the transposed one, whose kernel's gradient is a product."""
+    """A convolution of stride 2 and padding 1, or the transposed one; the kernel's gradient is a product."""
 
     @staticmethod
     def forward(ctx, x: Tensor, kernel: Tensor, up: bool) -> Tensor:
