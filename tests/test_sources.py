@@ -110,6 +110,11 @@ def test_only_transfers_from_these_sources_are_on_their_part_of_the_page(monkeyp
 
 def test_the_avatars_are_of_the_styles_whose_licence_is_named_and_not_the_cartoons():
     head, _, code = Path(sources.__file__).with_name("avatars.mjs").read_text().partition("import ")
-    styles = re.findall(r'^  "?([\w-]+)"?: \[', code.partition("const styles")[2], re.MULTILINE)
-    assert len(styles) == 6 and all(style in head for style in styles)
-    assert "toonHead" not in code
+    begin = code.index("const sources"), code.index("const targets")
+    source, target = (
+        re.findall(r'^  "?([\w-]+)"?: \[', part, re.MULTILINE)
+        for part in (code[slice(*begin)], code[begin[1] :])
+    )
+    assert len(source) == 6 and len(target) == 2
+    assert all(style.removesuffix("s") in head for style in source + target), "author and licence"
+    assert "toonHead" not in code and not set(source) & set(target)
