@@ -38,7 +38,7 @@ class Settings:
 
     source: Path = Path("pretrained_model/projected_64.safetensors")  # the pre-trained networks
     images: Path = Path("train_images/target_domain")  # a folder or a zip; each sub-folder is a target domain
-    G: Plan = Split(0, 3, 2)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
+    G: Plan = Split(0, 0, 5)  # G(i, j, k): freeze the last i layers, rescale j, fine-tune the first k
     D: Plan = Split(2, 0, 3)  # D(i, j, k): freeze the first i layers, rescale j, fine-tune the last k
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
