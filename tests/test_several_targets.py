@@ -32,7 +32,7 @@ from wgan_64 import Generator
 
 LABELS = ["cats", "dogs", "owls"]
 SMALL = {"iterations": 3, "batch_size": 4, "stretch": 64, "channels": 8, "fade": 3, "rest": 0.0}
-SMALL |= {"learning_rate": 0.02}
+SMALL |= {"learning_rate": 0.02, "G": Split(0, 3, 2)}
 SMALL |= {"device": "cpu", "log_every": 1, "sample_every": 3}
 
 
