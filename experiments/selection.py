@@ -76,9 +76,16 @@ def groups(table: Table, found: Lines) -> dict[Spent, dict[str, Lines]]:
     """The lines of a table by what was spent, and by row: only runs of equal budgets stand in one table.
 
     What has no source, because it was trained from scratch, stands beside each of them. A longer run
-    stands for a shorter one with its seed on its machine, where there are others to compare it with.
+    stands for a shorter one with its seed on its machine, where there are others to compare it with. A run
+    from the source that a row names is not another row's too.
     """
-    plans = [(row, line, spent(row, line)) for row in table.rows for line in lines_of(row, found)]
+    told = [line for row in table.rows if "source" in row.settings for line in lines_of(row, found)]
+    plans = [
+        (row, line, spent(row, line))
+        for row in table.rows
+        for line in lines_of(row, found)
+        if "source" in row.settings or line not in told
+    ]
     budgets = {budget for *_, budget in plans}
     there = {which(*plan) for plan in plans}
     for row, line, _ in tuple(plans):

@@ -587,6 +587,14 @@ def test_runs_from_different_sources_are_not_averaged_and_those_without_stand_be
     assert list(alone.values()) == [{"scratch": [scratch]}]
 
 
+def test_a_run_from_the_source_that_a_row_names_is_no_other_rows():
+    own = "projected_64.safetensors"
+    rows = (Row("usual", "wgan_64_finetune"), Row("named", "wgan_64_finetune", {"source": Path(own)}))
+    usual, named = run_of("wgan_64_finetune", "old"), run_of("wgan_64_finetune", own)
+    found = selection.groups(Table("", "", "", rows), [usual, named])
+    assert list(found.values()) == [{"usual": [usual], "named": [named]}]
+
+
 def test_budgets_that_compare_nothing_are_left_out_where_another_compares(monkeypatch):
     rows = tuple(Row(script, script) for script in ("wgan_64_finetune", "wgan_64_freeze_layers"))
     monkeypatch.setattr(pages, "TABLES", (Table("", "", "", rows),))
