@@ -1,5 +1,5 @@
 // Draws avatars in DiceBear's styles, none of them the cartoons' (toon-head): a source whose licences allow any use,
-// and two target domains on which nothing was tuned. Needs Node.js 20. In an empty folder:
+// and three target domains on which nothing was tuned. Needs Node.js 20. In an empty folder:
 //
 //     npm install @dicebear/core@9.4.3 @dicebear/collection@9.4.3 @resvg/resvg-js@2.6.2
 //     cp PATH_OF/experiments/avatars.mjs . && node avatars.mjs
@@ -7,11 +7,12 @@
 // writes PNG files: 1,000 of each of six styles to drawn/, and of each target 100 to train on and 1,000 held out to
 // targets/. Licences, as the packages state them: notionists (by Zoish), open-peeps (Pablo Stanley) and lorelei (Lisa
 // Wischofsky) CC0 1.0; adventurer (Lisa Wischofsky), big-ears (The Visual Team), dylan (Natalia Spivak), micah (Micah
-// Lanier) and personas (Draftbit) CC BY 4.0. Changes were made: parts and colours are combined at random, with colours
-// beyond the styles' own, and the drawings are cropped, every other one mirrored, and reduced.
+// Lanier) and personas (Draftbit) CC BY 4.0; bottts (Pablo Stanley), the robots, free for personal and commercial use.
+// Changes were made: parts and colours are combined at random, with colours beyond the styles' own, and the drawings
+// are cropped, every other one mirrored, and reduced.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { createAvatar } from "@dicebear/core";
-import { adventurer, bigEars, dylan, lorelei, micah, notionists, openPeeps, personas } from "@dicebear/collection";
+import { adventurer, bigEars, bottts, dylan, lorelei, micah, notionists, openPeeps, personas } from "@dicebear/collection";
 import { Resvg } from "@resvg/resvg-js";
 
 const backgroundColor = [
@@ -31,6 +32,7 @@ const sources = { // each with what makes the face fill the picture
 const targets = {
   adventurers: [adventurer, { scale: 120, skinColor: skin, hairColor: hair }],
   loreleis: [lorelei, { scale: 130, skinColor: skin, hairColor: hair }],
+  robots: [bottts, { scale: 100 }],
 };
 
 function draw([style, options], i, folder) {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments import copies, figures, labels, lines, resume, scale, sources
+from experiments import copies, figures, labels, lines, pace, resume, scale, sources
 from experiments.judge import DASH, FIRST, best, by_seed, figure, final, mean, merit, ranked, short
 from experiments.runs import JUDGES, ROOT, judge, seen_by
 from experiments.selection import Lines, Spent, at_each_score, groups, lines_of, spent, which
@@ -275,7 +275,7 @@ def page() -> str:
         text += f"{wins(top) if board else said(section, top)}\n\n{figures.markdown(section)}"
         for part in section.parts:
             text += lines.folded(f"All scores after {part.title}", whole(part))
-        text += longer(section) if board else ""
+        text += pace.markdown(top) + longer(section) if board else ""
     return (
         text
         + summary.markdown()

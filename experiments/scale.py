@@ -3,16 +3,19 @@
     python -m experiments.scale --faces FACES.zip --target TARGET_96.zip --reference HELD_OUT.zip \\
         --transfers target_domain/0001-...
 
-Two halves of the held-out images give the floor that no generator can be under, the source's faces the
-ceiling from which a transfer starts, and the training images themselves the score of a generator that has
-learnt them by heart. Each row is one line of experiments/results.jsonl and is skipped when it is there;
-python -m experiments report writes docs/results.md from the lines.
+Two halves of the held-out images give the floor that no generator can be under, and as many of them as there
+are samples give what a row of the tables would have whose generator had nothing left to learn. The source's
+faces give the ceiling from which a transfer starts, and the training images themselves the score of a
+generator that has learnt them by heart. Each row is one line of experiments/results.jsonl and is skipped when
+it is there; python -m experiments report writes docs/results.md from the lines.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 import fid
 from experiments import lines
@@ -26,6 +29,7 @@ from transfer.shared import Source
 
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
 CEILING = 3000  # source faces that are scored as if they had been generated
+DRAWN = 1000  # samples that are scored in the tables, and as many new images in their place
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,16 @@ def rows(settings: Settings) -> dict[str, Callable]:
     unseen = faces[-UNSEEN:]
 
     def drawn(model: Path):
-        return draw(Source.read(model), 1000, settings.seed, held_out.device)
+        return draw(Source.read(model), DRAWN, settings.seed, held_out.device)
+
+    def new():
+        chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(settings.seed))
+        return held_out[chosen[:DRAWN]], held_out[chosen[DRAWN:]], None
 
     model = version(settings.model)
     found = {
         "held-out, one half, against the other half": lambda: (held_out[::2], held_out[1::2], None),
+        "held-out, as many as samples, against the others": new,
         "training images against held-out ones": lambda: (target, held_out, None),
         "source faces against held-out images": lambda: (faces[:CEILING], held_out, None),
         "source faces against unseen faces": lambda: (faces[:UNSEEN], unseen, None),

@@ -22,7 +22,7 @@ import fid.scores
 import wgan_64
 import wgan_64_transferlearning
 from experiments import __main__ as commands
-from experiments import judge, lines, report, scale, selection, strip, tables, verdict
+from experiments import judge, lines, pace, report, scale, selection, strip, tables, verdict
 from experiments import page as pages
 from experiments import runs as runs_
 from experiments.runs import Budget
@@ -68,13 +68,14 @@ def test_the_readme_tells_what_was_measured():
     readme = pages.PAGE.parents[1].joinpath("README.md").read_text()
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
     league, scratch = parts["league"].runs, parts["from_scratch"].runs
-    plans = {
-        "a critic that sees": league["G(0,0,5) D(2,0,3), a critic that sees, from projected_64"],
-        "G(0,0,5) D(2,0,3)": league["G(0,0,5) D(2,0,3), source's statistics"],
-        "fine-tune every layer": league["G(0,0,5) D(0,0,5)"],
-        "the combination, G(1,2,2) D(1,2,2)": league["G(1,2,2) D(1,2,2)"],
-        "from scratch": scratch["from scratch, DiffAugment"],
+    names = {
+        "a critic that sees": "G(0,0,5) D(2,0,3), a critic that sees, from projected_64",
+        "G(0,0,5) D(2,0,3)": "G(0,0,5) D(2,0,3), source's statistics",
+        "fine-tune every layer": "G(0,0,5) D(0,0,5)",
+        "the combination, G(1,2,2) D(1,2,2)": "G(1,2,2) D(1,2,2)",
+        "from scratch": "from scratch, DiffAugment",
     }
+    plans = {name: league.get(own, scratch.get(own)) for name, own in names.items()}
     for name, found in plans.items():
         kids = [
             judge.mean(judge.by_seed(found, lambda run, by=by: judge.final(run, by)), 0)
@@ -88,6 +89,10 @@ def test_the_readme_tells_what_was_measured():
             name,
             figures,
         )
+    _, reached = pace.rows(parts["league"], selection.runs())
+    *after, last = (judge.mean(reached[own][-1], 0) for own in names.values())
+    assert pace.MINUTES[-1] == 20
+    assert f"from the top, {', '.join(after)} and {last} (KID" in " ".join(readme.split())
     longer = [
         line
         for line in selection.lines_of(tables.SEES[0], selection.runs())
@@ -505,6 +510,17 @@ def section_of(key, **scripts):
     budget = Spent(3, 16, "96", None, None)
     part = pages.Part("3 iterations", "", (), [], [], [], budget, rows, runs)
     return pages.Section(Table(key, key, "", tuple(rows)), [part])
+
+
+def test_the_pace_is_of_the_last_score_by_then_and_of_none_that_came_later():
+    scores = [
+        {"step": step, "kid": kid, "extractor": f"{judge.FIRST}-1280"}
+        for step, kid in ((100, 0.3), (200, 0.2), (400, 0.1))
+    ]
+    run = {"script": "wgan_64_finetune", "scores": scores, "seen": [], "seconds": 1200.0}
+    run["settings"] = {"iterations": 400}
+    kids = [pace.after(run, minutes) for minutes in (4, 5, 9, 10, 19, 20, 21)]
+    assert kids == [None, 300, 300, 200, 200, 100, None]
 
 
 def test_the_verdicts_say_which_row_is_where():

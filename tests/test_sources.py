@@ -115,6 +115,6 @@ def test_the_avatars_are_of_the_styles_whose_licence_is_named_and_not_the_cartoo
         re.findall(r'^  "?([\w-]+)"?: \[', part, re.MULTILINE)
         for part in (code[slice(*begin)], code[begin[1] :])
     )
-    assert len(source) == 6 and len(target) == 2
+    assert len(source) == 6 and len(target) == 3
     assert all(style.removesuffix("s") in head for style in source + target), "author and licence"
     assert "toonHead" not in code and not set(source) & set(target)
