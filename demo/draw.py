@@ -8,7 +8,7 @@ from functools import partial
 import gradio as gr
 
 from demo.controls import Event, another, model_chooser, redraw, seed_chooser
-from demo.models import Shelf
+from demo.models import LABEL, Shelf
 from demo.pictures import figure, row
 from transfer import drawing
 
@@ -17,8 +17,9 @@ def pictures(shelf: Shelf, name: str, seed: int, count: int, truncation: float) 
     """HTML of so many pictures. Raises UserError."""
     source = shelf.model(name)
     z = truncation * drawing.latents(source, count, seed)
-    label = source.path.stem if source.path.suffix == ".safetensors" else source.path.parent.parent.name
-    return figure(row(source, z, math.ceil(math.sqrt(count))), f"{label}, seed {seed}", f"{label}-seed{seed}")
+    own = source.path.stem if source.path.suffix == ".safetensors" else source.path.parent.parent.name
+    title = "-".join(filter(None, (own, name.partition(LABEL)[2])))
+    return figure(row(source, z, math.ceil(math.sqrt(count))), f"{title}, seed {seed}", f"{title}-seed{seed}")
 
 
 def build(shelf: Shelf) -> list[Event]:

@@ -21,6 +21,7 @@ from transfer.settings import ROOT, description_of
 from transfer.shared import Source
 
 KEPT = 16  # models, adapters and pictures that are held in memory, those that were used last
+LABEL = "//"  # between a run's name and one of its labels: no path holds it
 
 
 @dataclass
@@ -54,14 +55,14 @@ class Shelf:
         self._one_at_a_time = threading.RLock()
 
     def path(self, name: str | Path) -> Path:
-        """Where a name of this shelf's, or a path that a person has typed, leads.
+        """Where a name of this shelf's, or a path that a person has typed, leads; of a label, to its run.
 
         Raises:
             UserError: when that is not in a folder that the page may read.
         """
         if not name:
             raise UserError("Nothing is chosen: choose one of the list")
-        path = (self.root / Path(name).expanduser()).resolve()
+        path = (self.root / Path(str(name).partition(LABEL)[0]).expanduser()).resolve()
         if not any(path.is_relative_to(folder) for folder in (self.root, *self.more)):
             raise UserError(
                 f"{name} is outside of the project's folder: move it there, or start the page with"
@@ -98,8 +99,10 @@ class Shelf:
                 found.faults[name] = "its settings.json is missing or damaged"
             elif any(run.glob("checkpoints/*.pt")):
                 images = Path(str(told["settings"].get("images"))).stem
-                found.models[name] = f"{run.name} ({images})"
-                origins[name] = f"{images} (run {run.name[:4]})", told["settings"]
+                for label in told.get("labels") or [None]:
+                    own, what = (name, images) if label is None else (f"{name}{LABEL}{label}", label)
+                    found.models[own] = f"{run.name} ({what})"
+                    origins[own] = f"{what} (run {run.name[:4]})", told["settings"]
         for name, (title, settings) in reversed(origins.items()):
             if settings.get("source") and "G" in settings:
                 found.targets[name] = title if title not in found.targets.values() else found.models[name]
@@ -134,7 +137,7 @@ class Shelf:
         def read(path: Path) -> Source:
             if name in self.look().adapters:
                 return replace(self.mixed([name], [1]), path=path)
-            return Source.read(path)
+            return Source.read(path, label=name.partition(LABEL)[2] or None)
 
         return self._read("model", name, read)
 
@@ -206,7 +209,7 @@ class Shelf:
         """What read makes of a name's path, once for as long as the file or the run stays as it is."""
         path = self.path(name)
         with self._one_at_a_time:
-            key, stamp = (kind, str(path)), _stamp(path)
+            key, stamp = (kind, f"{path}{LABEL}{name.partition(LABEL)[2]}"), _stamp(path)
             if key in self._kept and self._kept[key][0] == stamp:
                 self._kept.move_to_end(key)
                 return self._kept[key][1]

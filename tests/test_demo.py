@@ -23,7 +23,9 @@ from demo.guard import refusal
 from demo.models import Shelf
 from demo.pictures import figure, row
 from demo.runs import Starter, State, stop
+from methods import several_targets
 from tests.runs import tiny
+from tests.stand_ins import images, write
 from transfer import UserError, drawing
 from transfer.__main__ import adapter
 from transfer.checkpoints import Checkpoints
@@ -105,7 +107,9 @@ def test_what_is_there_is_found_and_what_is_broken_is_named(shelf, project, tmp_
 
 def test_a_model_is_read_once_and_again_when_it_has_changed(shelf, project, monkeypatch):
     reads, read = [], Source.read
-    monkeypatch.setattr(Source, "read", lambda path, *best: reads.append(path) or read(path, *best))
+    monkeypatch.setattr(
+        Source, "read", lambda path, *best, **label: reads.append(path) or read(path, *best, **label)
+    )
     first = shelf.model(MODEL)
     assert shelf.model(MODEL) is first and len(reads) == 1
     mixed = shelf.mixed(["other.safetensors"], [0.5])
@@ -132,6 +136,38 @@ def test_the_shares_go_from_the_source_to_the_run(shelf, project):
     both = shelf.mixed([RUN, "other.safetensors"], [0.5, 0.5]).generator["conv2.gamma"]
     own = [shelf.adapter(name).networks["ema"]["conv2.gamma"] for name in (RUN, "other.safetensors")]
     torch.testing.assert_close(both, sum(own) / 2)
+
+
+@pytest.fixture(scope="module")
+def domains(project, tmp_path_factory):
+    """A run with two labels, one called like a part of the run's folder."""
+    folder = tmp_path_factory.mktemp("domains")
+    for seed, label in enumerate(("owls", "samples")):
+        write(folder / "images" / label, images(4, seed))
+    small = {"batch_size": 4, "stretch": 64, "channels": 8, "device": "cpu", "learning_rate": 0.02}
+    given = {"source": project / MODEL, "images": folder / "images", "out": folder / "runs", "iterations": 2}
+    return several_targets.main(several_targets.Settings(**given, **small))
+
+
+def test_a_run_with_several_labels_is_a_model_and_a_target_for_each(project, domains):
+    shelf = Shelf([domains.parent], project)
+    names = [f"{domains}//owls", f"{domains}//samples"]
+    found = shelf.look()
+    assert [found.models[name] for name in names] == [f"{domains.name} (owls)", f"{domains.name} (samples)"]
+    assert set(names) < found.targets.keys() and str(domains) not in found.models
+    z = drawing.latents(shelf.model(MODEL), 3, 0)
+    owls, others = (np.asarray(row(shelf.model(name), z)) for name in names)
+    assert np.array_equal(owls, np.asarray(row(Source.read(domains, label="owls"), z)))
+    assert not np.array_equal(owls, others)
+    assert np.array_equal(np.asarray(row(shelf.mixed(names, [1, 0]), z)), owls)
+
+
+def test_a_labels_pictures_are_called_by_it(project, domains):
+    pytest.importorskip("gradio", reason="python -m demo needs requirements-demo.txt")
+    from demo import draw
+
+    shown = draw.pictures(Shelf([domains.parent], project), f"{domains}//owls", 0, 4, 1.0)
+    assert f"{domains.name}-owls-seed0" in shown
 
 
 def test_a_pictures_html_holds_it_and_shows_names_as_text(shelf):

@@ -116,6 +116,7 @@ class Run:
             "script": self.script.name,
             "settings": plain(self.settings),
             "images": {"count": len(self.images), "fingerprint": self.images.fingerprint},
+            "labels": getattr(self.parts.get("G"), "arguments", {}).get("labels", []),
             "source": self._source,
             "unreadable": self.images.unreadable,
             "held_out": list(self.images.held_out.names) if self.images.held_out else [],
