@@ -63,6 +63,7 @@ class Settings:
     # knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them
+    spread: bool = False  # heads see how far the images of a batch differ, which asks for variety
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z, without a source
@@ -108,6 +109,7 @@ from transfer.weights import Average, Clip, check_learning, learning, optimizer
 from wgan_64 import Discriminator, Generator
 
 SHARP = 0.1  # pixels; a blur of less is none
+TINY = 1e-6  # a variance of 0 would have no gradient of its root
 FROM_NOTHING = 5  # critic steps that a run without a source takes: WGAN's own
 WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
@@ -138,21 +140,30 @@ def normalised(*args, **kwargs):
 
 
 class Head(nn.Module):
-    """A map of features (N, C, side, side) -> scores, one for each place of a map of some 4 x 4."""
+    """A map of features (N, C, side, side) -> scores, one for each place of a map of some 4 x 4.
 
-    def __init__(self, c_in, side, channels):
+    With spread a place's score also depends on how far the N images differ there: the standard deviation of
+    each channel over the batch, times a number that is learnt. It starts at 0, where it changes nothing.
+    (Karras et al. 2018, section 3, add one mean of all deviations as a further channel instead.)
+    """
+
+    def __init__(self, c_in, side, channels, spread=False):
         super().__init__()
         # A fixed random mixture of the channels, so that no few of them decide (Sauer et al. 2021, 3.2).
         self.register_buffer("mix", torch.randn(channels, c_in, 1, 1) / math.sqrt(c_in))
         halvings = int(math.log2(side / 4))
         self.convs = nn.ModuleList(normalised(channels, channels, 4, 2, 1) for _ in range(halvings))
         self.last = normalised(channels, 1, 3, 1, 1)
+        self.register_parameter("spread", nn.Parameter(torch.zeros(channels)) if spread else None)
 
     def forward(self, x):
         x = F.conv2d(x, self.mix)
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)
-        return self.last(x).flatten(1)
+        scores = self.last(x).flatten(1)
+        if self.spread is None:
+            return scores
+        return scores + self.spread @ (x.float().var(0, unbiased=False) + TINY).sqrt().flatten(1)
 
 
 def coarse(maps, stretch):
@@ -166,6 +177,12 @@ class Heads(nn.ModuleList):
 
     def forward(self, maps):
         return [head(x) for head, x in zip(self, maps, strict=True)]
+
+    def carry(self, tensors):
+        """Go on from another run's heads, whether they had a spread or not; without one it starts anew."""
+        own = {key: tensor for key, tensor in self.state_dict().items() if key.endswith(".spread")}
+        others = {key: tensor for key, tensor in tensors.items() if not key.endswith(".spread") or key in own}
+        self.load_state_dict(own | others)
 
 
 class Balance(nn.Module):
@@ -237,12 +254,12 @@ def networks(settings, source, shapes, device):
         policies_D = settings.D.discriminator(settings.rescale, settings.frozen_norm)
     G = Generator(latent, width, policies_G)
     D = Discriminator(width, policies_D, norm)
-    heads = Heads(Head(shape[1], shape[2], settings.channels) for shape in shapes)
+    heads = Heads(Head(shape[1], shape[2], settings.channels, settings.spread) for shape in shapes)
     if source is not None:
         carry(G, source, "G")
         carry(D, source, "D")
         if settings.keep_heads and source.heads:
-            heads.load_state_dict(source.heads)
+            heads.carry(source.heads)
     check_learning(G)
     return [part.to(device, memory_format=torch.channels_last) for part in (G, D, heads)]
 

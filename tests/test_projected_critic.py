@@ -11,7 +11,7 @@ from PIL import Image
 import fid
 from experiments.resume import equal
 from methods import projected_critic
-from methods.projected_critic import Balance, Head, Spectral, blurred, coarse, step_unless
+from methods.projected_critic import Balance, Head, Heads, Spectral, blurred, coarse, step_unless
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
 from transfer.adapters import Adapter, applied
@@ -83,6 +83,39 @@ def test_heads_look_at_the_last_map_of_each_side(sides, kept):
     assert [id(each) for each in coarse(maps, 128)] == [id(maps[at]) for at in kept]
     for each in coarse(maps, 128):
         assert 2 <= Head(3, each.shape[-1], 4)(each).shape[1] ** 0.5 <= 7
+
+
+def test_heads_with_a_spread_see_how_far_the_images_of_a_batch_differ():
+    torch.manual_seed(0)
+    plain, spread = Heads([Head(3, 8, 4)]), Heads([Head(3, 8, 4, spread=True)])
+    spread.carry(plain.state_dict())
+    x = torch.randn(5, 3, 8, 8)
+    same = x[:1].expand(5, -1, -1, -1)
+    for head in (plain.eval()[0], spread.eval()[0]):
+        torch.testing.assert_close(head(x), plain[0](x))
+        torch.testing.assert_close(head(same)[0], head(x)[0])
+    with torch.no_grad():
+        spread[0].spread.fill_(1.0)
+    more = spread[0](x) - plain[0](x)
+    torch.testing.assert_close(more, more[:1].expand(5, -1))  # it is said of the batch
+    assert (more > 0.1).all() and (spread[0](same) - plain[0](same)).abs().max() < 0.01
+    again = Heads([Head(3, 8, 4, spread=True)])
+    again.carry(spread.state_dict())
+    assert (again[0].spread == 1).all()
+    plain.carry(spread.state_dict())  # and back: what has none leaves it out
+    one = x[:1].clone().requires_grad_()
+    spread[0](one).sum().backward()
+    assert torch.isfinite(one.grad).all(), "a batch of one"
+
+
+def test_a_spread_learns_and_a_run_with_it_goes_on_to_the_bit(settings, source):
+    settings = replace(settings, spread=True, rest=0.0)
+    through = projected_critic.main(settings)
+    stopped = projected_critic.main(replace(settings, iterations=1))
+    projected_critic.main(replace(settings, resume=stopped))
+    end = newest(through)
+    assert equal(end, newest(stopped))
+    assert all(end["heads"][f"{place}.spread"].abs().min() > 0 for place in range(4))
 
 
 def test_step_0_draws_the_sources_samples_and_a_run_goes_on_to_the_bit(settings, source):
