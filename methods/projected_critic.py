@@ -63,7 +63,7 @@ class Settings:
     # knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them
-    spread: bool = False  # heads see how far the images of a batch differ, which asks for variety
+    spread: bool = False  # heads see how far the images of a batch differ, too
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
     ema_decay: Decay = 0.999  # of the generator's moving average, which is what is sampled
     latent: Count = 100  # numbers a latent z, without a source

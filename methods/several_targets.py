@@ -57,7 +57,7 @@ class Settings:
     rest: Weight = 0.6  # heads that lose less on a batch do not learn from it; who knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them
-    spread: bool = False  # heads see how far the images of a batch differ, which asks for variety
+    spread: bool = False  # heads see how far the images of a batch differ, too
     augment: Augmentation = "diffaugment"  # flip, slight and strong change the real images alone
     ema_decay: Decay = 0.999  # of the generators' moving average, which is what is sampled
     seed: Seed = 0
