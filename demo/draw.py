@@ -8,7 +8,7 @@ from functools import partial
 import gradio as gr
 
 from demo.controls import Event, another, model_chooser, redraw, seed_chooser
-from demo.models import LABEL, Shelf
+from demo.models import Shelf, label_of
 from demo.pictures import figure, row
 from transfer import drawing
 
@@ -18,7 +18,7 @@ def pictures(shelf: Shelf, name: str, seed: int, count: int, truncation: float) 
     source = shelf.model(name)
     z = truncation * drawing.latents(source, count, seed)
     own = source.path.stem if source.path.suffix == ".safetensors" else source.path.parent.parent.name
-    title = "-".join(filter(None, (own, name.partition(LABEL)[2])))
+    title = "-".join(filter(None, (own, label_of(name))))
     return figure(row(source, z, math.ceil(math.sqrt(count))), f"{title}, seed {seed}", f"{title}-seed{seed}")
 
 

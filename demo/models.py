@@ -21,7 +21,7 @@ from transfer.settings import ROOT, description_of
 from transfer.shared import Source
 
 KEPT = 16  # models, adapters and pictures that are held in memory, those that were used last
-LABEL = "//"  # between a run's name and one of its labels: no path holds it
+LABEL = " // "  # between a run's name and one of its labels: no path that is typed holds it
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Shelf:
 
     def __init__(self, folders: Sequence[Path] = (), root: Path = ROOT) -> None:
         self.root, self.more = root.resolve(), [folder.resolve() for folder in folders]
-        self._kept: OrderedDict[tuple[str, str], tuple[object, Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str | None], tuple[object, Any]] = OrderedDict()
         self._one_at_a_time = threading.RLock()
 
     def path(self, name: str | Path) -> Path:
@@ -137,7 +137,7 @@ class Shelf:
         def read(path: Path) -> Source:
             if name in self.look().adapters:
                 return replace(self.mixed([name], [1]), path=path)
-            return Source.read(path, label=name.partition(LABEL)[2] or None)
+            return Source.read(path, label=label_of(name))
 
         return self._read("model", name, read)
 
@@ -209,7 +209,7 @@ class Shelf:
         """What read makes of a name's path, once for as long as the file or the run stays as it is."""
         path = self.path(name)
         with self._one_at_a_time:
-            key, stamp = (kind, f"{path}{LABEL}{name.partition(LABEL)[2]}"), _stamp(path)
+            key, stamp = (kind, str(path), label_of(name)), _stamp(path)
             if key in self._kept and self._kept[key][0] == stamp:
                 self._kept.move_to_end(key)
                 return self._kept[key][1]
@@ -218,6 +218,11 @@ class Shelf:
                 self._kept.popitem(last=False)
             self._kept[key] = stamp, read(path)
             return self._kept[key][1]
+
+
+def label_of(name: str | Path) -> str | None:
+    """The label in a name of the shelf's; None where it is not of a run with several."""
+    return str(name).partition(LABEL)[2] or None
 
 
 def _settings(told: dict[str, str]) -> dict[str, Any]:

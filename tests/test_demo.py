@@ -91,6 +91,7 @@ def test_paths_outside_the_projects_folders_are_refused_in_one_sentence(shelf, p
         assert "\n" not in str(error.value)
     (project / "way_out").unlink()
     assert shelf.path(tmp_path / "more") == tmp_path / "more", "a folder that --folders names"
+    assert shelf.path("train_images//mine") == project.resolve() / "train_images" / "mine", "as some type it"
 
 
 def test_what_is_there_is_found_and_what_is_broken_is_named(shelf, project, tmp_path):
@@ -151,7 +152,7 @@ def domains(project, tmp_path_factory):
 
 def test_a_run_with_several_labels_is_a_model_and_a_target_for_each(project, domains):
     shelf = Shelf([domains.parent], project)
-    names = [f"{domains}//owls", f"{domains}//samples"]
+    names = [f"{domains} // owls", f"{domains} // samples"]
     found = shelf.look()
     assert [found.models[name] for name in names] == [f"{domains.name} (owls)", f"{domains.name} (samples)"]
     assert set(names) < found.targets.keys() and str(domains) not in found.models
@@ -166,7 +167,7 @@ def test_a_labels_pictures_are_called_by_it(project, domains):
     pytest.importorskip("gradio", reason="python -m demo needs requirements-demo.txt")
     from demo import draw
 
-    shown = draw.pictures(Shelf([domains.parent], project), f"{domains}//owls", 0, 4, 1.0)
+    shown = draw.pictures(Shelf([domains.parent], project), f"{domains} // owls", 0, 4, 1.0)
     assert f"{domains.name}-owls-seed0" in shown
 
 
