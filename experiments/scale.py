@@ -5,9 +5,10 @@
 
 Two halves of the held-out images give the floor that no generator can be under, and as many of them as there
 are samples give what a row of the tables would have whose generator had nothing left to learn. The source's
-faces give the ceiling from which a transfer starts, and the training images themselves the score of a
-generator that has learnt them by heart. Each row is one line of experiments/results.jsonl and is skipped when
-it is there; python -m experiments report writes docs/results.md from the lines.
+faces give the ceiling from which a transfer starts, and the training images themselves, as they are and in as
+many augmented versions as there are samples, the score of a generator that has learnt them by heart. Each row
+is one line of experiments/results.jsonl and is skipped when it is there; python -m experiments report writes
+docs/results.md from the lines.
 """
 
 import time
@@ -20,11 +21,12 @@ import torch
 import fid
 from experiments import lines
 from experiments.runs import version
+from transfer.augment import Augment
 from transfer.checkpoints import Checkpoints
 from transfer.drawing import draw
 from transfer.folder import hardware, versions
-from transfer.images import Images
-from transfer.settings import Extractor, command_line, user_errors
+from transfer.images import Images, to_uint8
+from transfer.settings import Augmentation, Extractor, command_line, user_errors
 from transfer.shared import Source
 
 UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
@@ -47,7 +49,8 @@ class Settings:
 
 def rows(settings: Settings) -> dict[str, Callable]:
     """What is to be measured, by the row's name: each gives (generated, real, reference)."""
-    held_out, target = Images.load(settings.reference).pixels, Images.load(settings.target).pixels
+    held_out, targets = Images.load(settings.reference).pixels, Images.load(settings.target)
+    target = targets.pixels
     faces = Images.load(settings.faces).pixels
     unseen = faces[-UNSEEN:]
 
@@ -57,6 +60,10 @@ def rows(settings: Settings) -> dict[str, Callable]:
     def new():
         chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(settings.seed))
         return held_out[chosen[:DRAWN]], held_out[chosen[DRAWN:]], None
+
+    def augmented(name: Augmentation):
+        torch.manual_seed(settings.seed)
+        return to_uint8(Augment(name).real(targets.batch(DRAWN))), target, held_out
 
     model = version(settings.model)
     found = {
@@ -68,6 +75,8 @@ def rows(settings: Settings) -> dict[str, Callable]:
         f"{model} against unseen faces": lambda: (drawn(settings.model), unseen, None),
         f"{model} against training images": lambda: (drawn(settings.model), target, held_out),
     }
+    for name in ("slight", "strong"):
+        found[f"training images in {name} augmentation"] = lambda name=name: augmented(name)
     for run in settings.transfers:
         found[f"{title(run)} against training images"] = lambda run=run: (drawn(run), target, held_out)
     return found

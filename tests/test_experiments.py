@@ -64,6 +64,19 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     assert "some-network, some resize, seed 3" in page and "some CPU" in page
 
 
+def test_the_scale_has_the_training_images_in_augmented_versions(faces):
+    found = scale.rows(scale.Settings(faces=faces, target=faces, reference=faces))
+    away = []
+    for name in ("slight", "strong"):
+        versions, target, held_out = found[f"training images in {name} augmentation"]()
+        assert versions.dtype == torch.uint8 and len(versions) == scale.DRAWN and len(held_out) == 8
+        again, *_ = found[f"training images in {name} augmentation"]()
+        assert torch.equal(versions, again)
+        distances = torch.cdist(*(each.flatten(1).float() for each in (versions, target)))
+        away.append(distances.amin(1).mean())
+    assert 0 < away[0] < away[1]
+
+
 def test_the_readme_tells_what_was_measured():
     readme = pages.PAGE.parents[1].joinpath("README.md").read_text()
     parts = {section.table.key: section.parts[-1] for section in pages.sections() if section.parts}
@@ -106,6 +119,8 @@ def test_the_readme_tells_what_was_measured():
         (2, lambda run: judge.figure(run, "coverage")),
     ):
         assert judge.mean(judge.by_seed(longer, figure), digits) in readme
+    (by_heart,) = (line for line in lines.read("scale") if line["row"].endswith("in slight augmentation"))
+    assert f"by heart would have {by_heart['heldout']['coverage']:.2f}:" in readme
     run = plans["G(0,0,5) D(2,0,3)"][0]
     much = run["scores"][-1]
     text = " ".join(readme.split())
