@@ -48,7 +48,8 @@ class Settings:
     rescale: Rescale = "adafm"  # the policy of the rescaled layers
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
-    stretch: Count = 128  # pixels that images are stretched to before that network
+    stretch: Count = 128  # pixels that images are stretched to before that network ...
+    closer: Whole = 0  # ... and to while the heads lose more than rest, once the blur is gone; 0 for no more
     channels: Count = 128  # of the heads
     iterations: Annotated[Count, Before(2_000)] = 3_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
@@ -111,6 +112,7 @@ from wgan_64 import Discriminator, Generator
 SHARP = 0.1  # pixels; a blur of less is none
 TINY = 1e-6  # a variance of 0 would have no gradient of its root
 FROM_NOTHING = 5  # critic steps that a run without a source takes: WGAN's own
+DECIDE = 50  # iterations after which the heads may look closer, or no more
 WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
 
@@ -237,8 +239,33 @@ class Sight:
         with torch.no_grad():
             self.shapes = [each.shape for each in self(torch.zeros(1, 3, 64, 64, device=device))]
 
-    def __call__(self, x):
-        return coarse(self.network.maps(x, self.stretch), self.stretch)
+    def __call__(self, x, size=None):
+        size = size or self.stretch
+        return coarse(self.network.maps(x, size), size)
+
+
+class Look(nn.Module):
+    """How large the heads look at images, in pixels: closer while they are behind the generator.
+
+    That is while they lose more than rest: a running average decides, every DECIDE iterations. Heads that are
+    ahead would get further ahead.
+    """
+
+    def __init__(self, settings, device):
+        super().__init__()
+        self.rest, self.sizes = settings.rest, (settings.stretch, settings.closer or settings.stretch)
+        self.register_buffer("share", torch.ones((), device=device))
+        self.register_buffer("behind", torch.zeros((), dtype=torch.bool))  # on the CPU, which reads it
+
+    def forward(self, step, sigma):
+        """The size in iteration step, from 1 on, under a blur of sigma pixels."""
+        if step % DECIDE == 1:
+            self.behind.copy_(self.share > self.rest)
+        return self.sizes[bool(self.behind) and sigma < SHARP]
+
+    def update(self, share):
+        """Take up what heads have lost in an iteration, of what heads lose that know nothing."""
+        self.share.lerp_(share, 1 / DECIDE)
 
 
 def networks(settings, source, shapes, device):
@@ -315,7 +342,7 @@ def lesson(
         step_unless(rests, optimizer_heads)
         return share, scores(fake_maps)
 
-    def iteration(sigma):
+    def iteration(sigma, size=None):
         if learning(D):
             for _ in range(settings.critic_steps - 1):
                 with torch.no_grad():
@@ -325,8 +352,8 @@ def lesson(
         seen = fake.detach().requires_grad_()
         wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros((), device=device)
         with torch.no_grad():
-            real_maps = sight(real)
-        share, on_fake = heads_step(real_maps, sight(seen))
+            real_maps = sight(real, size)
+        share, on_fake = heads_step(real_maps, sight(seen, size))
         loss = -sum(each.mean() for each in on_fake)
         (from_heads,) = torch.autograd.grad(loss, seen)
         (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
@@ -356,18 +383,24 @@ def main(settings: Settings) -> Path | None:
 
     lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
     balance = Balance().to(device)
+    look = Look(settings, device)
     average = Average(G, settings.ema_decay)
     learners = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance}
     learners |= optimizers(settings, G, D, heads, device)
     generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
     digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"
     score = scorer(settings, images, seen=(settings.features,))
-    run = Run(settings, __file__, images, learners | {"average": average}, title=digits, score=score)
+    parts = learners | {"average": average} | ({"look": look} if settings.closer else {})
+    run = Run(settings, __file__, images, parts, title=digits, score=score)
     iteration = lesson(settings, images, sight, generate, judge, clip, **learners)
-    sharp = captured(partial(iteration, 0.0), device, settings.fast)  # one graph has one blur
+    sharp = {  # one graph has one blur, and one size
+        size: captured(partial(iteration, 0.0, size), device, settings.fast) for size in look.sizes
+    }
     for step in run.steps():
         sigma = settings.blur * max(0.0, 1 - step / settings.fade)
-        losses = sharp() if sigma < SHARP else iteration(sigma)
+        size = look(step, sigma)
+        losses = sharp[size]() if sigma < SHARP else iteration(sigma, size)
+        look.update(losses["heads"])
         average.update(G, step)
         run.losses(**losses)
         if step % settings.log_every == 0 and losses["heads"] < WON:

@@ -11,7 +11,7 @@ from PIL import Image
 import fid
 from experiments.resume import equal
 from methods import projected_critic
-from methods.projected_critic import Balance, Head, Heads, Spectral, blurred, coarse, step_unless
+from methods.projected_critic import Balance, Head, Heads, Look, Spectral, blurred, coarse, step_unless
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
 from transfer.adapters import Adapter, applied
@@ -116,6 +116,36 @@ def test_a_spread_learns_and_a_run_with_it_goes_on_to_the_bit(settings, source):
     end = newest(through)
     assert equal(end, newest(stopped))
     assert all(end["heads"][f"{place}.spread"].abs().min() > 0 for place in range(4))
+
+
+def test_heads_look_closer_while_they_are_behind_and_the_blur_is_gone(settings):
+    look = Look(replace(settings, closer=96, rest=0.6), torch.device("cpu"))
+    assert [look(1, sigma) for sigma in (2.0, 0.0)] == [64, 96]
+    for _ in range(200):
+        look.update(torch.tensor(0.5))
+    assert [look(step, 0.0) for step in (50, 51, 52)] == [96, 64, 64], "decided every so many iterations"
+    for _ in range(20):
+        look.update(torch.tensor(0.9))
+    assert look(101, 0.0) == 96
+    assert Look(settings, torch.device("cpu"))(1, 0.0) == 64
+
+
+def test_a_run_whose_heads_look_closer_goes_on_to_the_bit(settings, monkeypatch):
+    sizes, sight = [], projected_critic.Sight.__call__
+
+    def noting(self, x, size=None):
+        sizes.append(size)
+        return sight(self, x, size)
+
+    monkeypatch.setattr(projected_critic.Sight, "__call__", noting)
+    monkeypatch.setattr(projected_critic, "DECIDE", 2)
+    settings = replace(settings, closer=96, blur=0.0, iterations=4)
+    through = projected_critic.main(settings)
+    assert sizes == [None, *8 * [96]], "of real and of generated images"
+    stopped = projected_critic.main(replace(settings, iterations=1))
+    projected_critic.main(replace(settings, resume=stopped))
+    assert equal(newest(through), newest(stopped))
+    assert newest(through)["look"]["behind"]
 
 
 def test_step_0_draws_the_sources_samples_and_a_run_goes_on_to_the_bit(settings, source):
