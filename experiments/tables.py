@@ -256,6 +256,12 @@ SEES = tuple(
     )
 )
 
+# The first of them, whose heads look at images larger: always, or while they are behind the generator.
+LARGER = tuple(
+    Row(f"{SEES[0].name}, {title}", SEES[0].script, {**SEES[0].settings, setting: 192})
+    for title, setting in (("192 pixels", "stretch"), ("closer", "closer"))
+)
+
 # What experiments.suggest would choose by importance alone, beside the plans that it is compared with, under
 # the six scripts' critic and under one that sees. It is the same plan on the anime faces and on the cartoons.
 IMPORTANT = {
@@ -325,6 +331,7 @@ LEAGUE = Table(
         Row("Mind2Mind", "mind2mind", {"autoencoder": 100}),
         Row("G(5,0,0) D(0,0,5), MineGAN", "minegan"),
         *SEES,
+        *LARGER,
         *(row for row in FROM_SCRATCH.rows if row.script == "wgan_64"),
     ),
 )
