@@ -49,7 +49,7 @@ class Settings:
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network ...
-    closer: Whole = 0  # ... and to while the heads lose more than rest, once the blur is gone; 0 for no more
+    closer: Whole = 0  # ... and to while the heads lose more than rest, once the blur is gone; 0 for never
     channels: Count = 128  # of the heads
     iterations: Annotated[Count, Before(2_000)] = 3_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
