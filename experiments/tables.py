@@ -256,7 +256,7 @@ SEES = tuple(
     )
 )
 
-# The first of them, whose heads look at images larger: always, or while they are behind the generator.
+# The first of them with heads that look at larger images: always, or while they are behind the generator.
 LARGER = tuple(
     Row(f"{SEES[0].name}, {title}", SEES[0].script, {**SEES[0].settings, setting: 192})
     for title, setting in (("192 pixels", "stretch"), ("closer", "closer"))

@@ -49,7 +49,7 @@ class Settings:
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network ...
-    closer: Whole = 0  # ... and to while the heads lose more than rest, once the blur is gone; 0 for never
+    closer: Whole = 0  # ... and, after the blur, while heads lose more than rest: larger, as 192; 0 for never
     channels: Count = 128  # of the heads
     iterations: Annotated[Count, Before(2_000)] = 3_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
@@ -97,6 +97,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fid import load, scorer
+from transfer import UserError
 from transfer.augment import Augment
 from transfer.engine import bf16_on, captured, choose_device, tune
 from transfer.images import Images
@@ -112,7 +113,7 @@ from wgan_64 import Discriminator, Generator
 SHARP = 0.1  # pixels; a blur of less is none
 TINY = 1e-6  # a variance of 0 would have no gradient of its root
 FROM_NOTHING = 5  # critic steps that a run without a source takes: WGAN's own
-DECIDE = 50  # iterations after which the heads may look closer, or no more
+DECIDE = 50  # iterations after which it is decided anew whether heads look closer
 WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
 
@@ -253,8 +254,12 @@ class Look(nn.Module):
 
     def __init__(self, settings, device):
         super().__init__()
+        if 0 < settings.closer <= settings.stretch:
+            raise UserError(
+                f"--closer {settings.closer} is not larger than --stretch {settings.stretch}: give more, or 0"
+            )
         self.rest, self.sizes = settings.rest, (settings.stretch, settings.closer or settings.stretch)
-        self.register_buffer("share", torch.ones((), device=device))
+        self.register_buffer("share", torch.ones((), device=device))  # what heads lose
         self.register_buffer("behind", torch.zeros((), dtype=torch.bool))  # on the CPU, which reads it
 
     def forward(self, step, sigma):
@@ -264,7 +269,7 @@ class Look(nn.Module):
         return self.sizes[bool(self.behind) and sigma < SHARP]
 
     def update(self, share):
-        """Take up what heads have lost in an iteration, of what heads lose that know nothing."""
+        """Take up what heads lost in an iteration: (), where 1 is the loss of heads that know nothing."""
         self.share.lerp_(share, 1 / DECIDE)
 
 
@@ -371,7 +376,7 @@ def main(settings: Settings) -> Path | None:
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     source = None if settings.source is None else Source.read(settings.source)
-    sight = Sight(settings, device)
+    sight, look = Sight(settings, device), Look(settings, device)
     G, D, heads = networks(settings, source, sight.shapes, device)
     clip = Clip(D, settings.clip, carried=source is not None)
     images = Images.load(settings.images, device).hold_out(settings.hold_out, settings.seed)
@@ -383,7 +388,6 @@ def main(settings: Settings) -> Path | None:
 
     lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
     balance = Balance().to(device)
-    look = Look(settings, device)
     average = Average(G, settings.ema_decay)
     learners = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance}
     learners |= optimizers(settings, G, D, heads, device)
@@ -393,9 +397,8 @@ def main(settings: Settings) -> Path | None:
     parts = learners | {"average": average} | ({"look": look} if settings.closer else {})
     run = Run(settings, __file__, images, parts, title=digits, score=score)
     iteration = lesson(settings, images, sight, generate, judge, clip, **learners)
-    sharp = {  # one graph has one blur, and one size
-        size: captured(partial(iteration, 0.0, size), device, settings.fast) for size in look.sizes
-    }
+    # One graph has one blur, and one size.
+    sharp = {size: captured(partial(iteration, 0.0, size), device, settings.fast) for size in look.sizes}
     for step in run.steps():
         sigma = settings.blur * max(0.0, 1 - step / settings.fade)
         size = look(step, sigma)

@@ -130,6 +130,12 @@ def test_heads_look_closer_while_they_are_behind_and_the_blur_is_gone(settings):
     assert Look(settings, torch.device("cpu"))(1, 0.0) == 64
 
 
+def test_a_size_that_is_not_closer_is_refused(settings):
+    for closer in (32, settings.stretch):
+        with pytest.raises(UserError, match=f"--closer {closer} is not larger than --stretch 64"):
+            projected_critic.main(replace(settings, closer=closer, dry_run=True))
+
+
 def test_a_run_whose_heads_look_closer_goes_on_to_the_bit(settings, monkeypatch):
     sizes, sight = [], projected_critic.Sight.__call__
 
