@@ -241,25 +241,25 @@ def regularised(name: str, **settings: float) -> Row:
 
 
 # The source that a critic that sees has trained, and the one that the six scripts start from, each with both
-# critics.
+# critics. Where heads may look closer is the default; rows that were run without say so.
 SEEN, FIRST = (Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan"))
 SEES = tuple(
     Row(
         f"G(0,0,5) D(2,0,3), {title} from {source.stem}",
         script,
-        {"G": Split(0, 0, 5), "D": Split(2, 0, 3), "frozen_norm": "source", "source": source},
+        {"G": Split(0, 0, 5), "D": Split(2, 0, 3), "frozen_norm": "source", "source": source, **more},
     )
-    for script, title, source in (
-        ("projected_critic", "a critic that sees,", SEEN),
-        ("projected_critic", "a critic that sees,", FIRST),
-        ("wgan_64_freeze_layers", "source's statistics,", SEEN),
+    for script, title, source, more in (
+        ("projected_critic", "a critic that sees,", SEEN, {"closer": 192}),
+        ("projected_critic", "a critic that sees, 128 pixels,", FIRST, {"closer": 0}),
+        ("wgan_64_freeze_layers", "source's statistics,", SEEN, {}),
     )
 )
 
-# The first of them with heads that look at larger images: always, or while they are behind the generator.
-LARGER = tuple(
-    Row(f"{SEES[0].name}, {title}", SEES[0].script, {**SEES[0].settings, setting: 192})
-    for title, setting in (("192 pixels", "stretch"), ("closer", "closer"))
+# The first of them with heads that always look at images of one size.
+ONE_SIZE = tuple(
+    Row(f"{SEES[0].name}, {size} pixels", SEES[0].script, SEES[0].settings | {"stretch": size, "closer": 0})
+    for size in (128, 192)
 )
 
 # What experiments.suggest would choose by importance alone, beside the plans that it is compared with, under
@@ -269,6 +269,7 @@ IMPORTANT = {
     "D": Named(["freeze", "adafm", "finetune", "finetune", "adafm"]),
     "frozen_norm": "source",
 }
+AT_128 = {"frozen_norm": "source", "source": SEEN, "closer": 0}
 PROPOSED = Table(
     "proposed",
     "Plans by importance",
@@ -278,13 +279,9 @@ PROPOSED = Table(
         Row("G(0,0,5) D(0,0,5)", "wgan_64_finetune"),
         Row("G(1,2,2) D(1,2,2)", "wgan_64_transferlearning"),
         *(row for row in FREEZE_CRITIC.rows if row.settings["D"] == Split(2, 0, 3)),
-        Row("by importance, a critic that sees", "projected_critic", {**IMPORTANT, "source": SEEN}),
+        Row("by importance, a critic that sees", "projected_critic", IMPORTANT | AT_128),
         *(
-            Row(
-                named(G, D, "a critic that sees"),
-                "projected_critic",
-                {"G": G, "D": D, "frozen_norm": "source", "source": SEEN},
-            )
+            Row(named(G, D, "a critic that sees"), "projected_critic", {"G": G, "D": D} | AT_128)
             for G, D in (
                 (FINETUNED, FINETUNED),
                 (COMBINED, COMBINED),
@@ -331,7 +328,7 @@ LEAGUE = Table(
         Row("Mind2Mind", "mind2mind", {"autoencoder": 100}),
         Row("G(5,0,0) D(0,0,5), MineGAN", "minegan"),
         *SEES,
-        *LARGER,
+        *ONE_SIZE,
         *(row for row in FROM_SCRATCH.rows if row.script == "wgan_64"),
     ),
 )

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fid.extractors import Extractor, float32
-from fid.metrics import BLOCK, centre, nearest, radii
+from fid.metrics import BLOCK, centre, nearest, radii, vendi
 from fid.sets import to_tensor
 from fid.statistics import Features
 from transfer import UserError
@@ -22,6 +22,7 @@ from transfer.images import grid
 COPY = 0.05  # nearer to a training image than this share of new images are: a copy
 NEIGHBOURS = 10  # the training images that a distance is set against
 SIDE = 16  # of a thumbnail, in its own pixels
+LUMA = (0.299, 0.587, 0.114)  # parts of red, green and blue in a grey image
 PAIRS = 16  # on the contact sheet
 
 Sets = tuple[
@@ -122,6 +123,16 @@ def likeness(x: Tensor, y: Tensor) -> Tensor:
             shifted = _standard(each[:, :, down : down + size, across : across + size])
             c = torch.maximum(c, inner @ shifted.T)
     return (2 - 2 * c).clamp_(min=0).sqrt_()
+
+
+def layouts(x: Tensor) -> float:
+    """How many layouts thumbnails x (n, 768) amount to, whatever their colours, brightness and contrast.
+
+    Their Vendi score, as grey images by their correlations: at least 1, and less the more they are alike.
+    """
+    grey = x.view(-1, 3, SIDE, SIDE).movedim(1, 3) @ x.new_tensor(LUMA)
+    with float32(x.device):
+        return vendi(_standard(grey.unsqueeze(1)))
 
 
 def _standard(x: Tensor) -> Tensor:

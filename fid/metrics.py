@@ -206,6 +206,16 @@ def intra_cluster(x: Tensor, owners: tuple[int, ...]) -> float | None:
     return sum(means) / len(means) if means else None
 
 
+def vendi(x: Tensor) -> float:
+    """How many different ones x (n, d), each of length 1, amount to, from 1 to n.
+
+    The Vendi score (Friedman and Dieng 2023, section 3): exp of the entropy of the eigenvalues of x x^T / n.
+    Those of x^T x / n are the same, but for zeros.
+    """
+    values = torch.linalg.eigvalsh((x.T @ x).cpu().double()).clamp(min=0)
+    return torch.special.entr(values / values.sum().clamp(min=1e-12)).sum().exp().item()
+
+
 def inception_score(x: Tensor, weight: Tensor, bias: Tensor | None) -> float:
     """exp E KL(p(class | image) || p(class)) over all x, in one split (Salimans et al. 2016)."""
     logits = x.double() @ weight.to(x.device).double().T

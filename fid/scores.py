@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fid import metrics, statistics
 from fid.extractors import Extractor, load
-from fid.memorisation import Memorisation, memorisation, thumbnailer, write
+from fid.memorisation import Memorisation, layouts, memorisation, thumbnailer, write
 from fid.metrics import Gaussian
 from fid.sets import Given, Set
 from fid.statistics import Features
@@ -55,6 +56,8 @@ class Scores:
         inception_score: at least 1, over the extractor's classes.
         diversity, diversity_real: the mean distance of two generated and of two real images.
         intra_cluster: that of two generated ones with the same nearest real image.
+        layouts, layouts_real: how many layouts the generated images amount to, and as many held-out ones or,
+            without any, real ones; see memorisation.layouts.
         extractor, resize, n_generated, seed: what has to be said with every score.
         notes: what the reader should know. left_out: unreadable images, each with its reason.
     """
@@ -65,6 +68,8 @@ class Scores:
     diversity: float | None
     diversity_real: float | None
     intra_cluster: float | None
+    layouts: float | None
+    layouts_real: float | None
     memorisation: Memorisation | None
     extractor: str
     resize: str
@@ -91,7 +96,7 @@ class Scores:
             *((key, *(side[key] for side in sides)) for key in sides[0]),
         ]
         report = {f"memorisation: {key}": value for key, value in self.as_dict()["memorisation"].items()}
-        names = ("inception_score", "diversity", "diversity_real", "intra_cluster")
+        names = ("inception_score", "diversity", "diversity_real", "intra_cluster", "layouts", "layouts_real")
         names += ("n_generated", "extractor", "resize", "seed")
         lines += [*report.items(), *((name, getattr(self, name)) for name in names)]
         lines = [(key, *values[: len(sides)]) for key, *values in lines if values[0] is not None]
@@ -170,7 +175,7 @@ def score(
     found = (made, training, heldout)
     sets = [each for each in found if isinstance(each, Features)]
     x, y, h = (each.values if isinstance(each, Features) else None for each in found)
-    report = None
+    report, varied = None, (None, None)
     if x is not None and y is not None:
         small = thumbnailer(extractor.device)
         thumbnails = [
@@ -178,6 +183,7 @@ def score(
             for each in found
         ]
         report = memorisation((x, y, h), tuple(thumbnails))
+        varied = _layouts(*thumbnails)
         if nearest is not None:
             notes.append(_written(Path(nearest), report, made, training))
     classes = extractor.classifier if x is not None else None
@@ -190,6 +196,8 @@ def score(
         diversity=None if x is None else metrics.diversity(x),
         diversity_real=None if y is None else metrics.diversity(y),
         intra_cluster=metrics.intra_cluster(x, report.nearest) if report else None,
+        layouts=varied[0],
+        layouts_real=varied[1],
         memorisation=report,
         extractor=extractor.name,
         resize=extractor.resize if size is None else f"centre square {size}, {extractor.resize}",
@@ -238,6 +246,14 @@ def _compare(made: Features | Gaussian, real: Features | Gaussian, seed: int, bo
     kid, mean, std = metrics.kid(x, y, seed)
     intervals = metrics.bootstrap(x, y, fid, kid, bootstrap, seed) if bootstrap else (None, None)
     return Comparison(fid, kid, mean, std, *metrics.neighbourhoods(x, y), *intervals, b.n)
+
+
+def _layouts(made: Tensor, training: Tensor, heldout: Tensor | None) -> tuple[float, float]:
+    """Of thumbnails (n, 768): the generated ones' layouts and the real ones', of equally many of each."""
+    real = training if heldout is None else heldout
+    n = min(len(made), len(real))
+    made, real = (layouts(each[torch.linspace(0, len(each) - 1, n).long()]) for each in (made, real))
+    return made, real
 
 
 def _seen(extractor: Extractor) -> str:

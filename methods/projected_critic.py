@@ -8,7 +8,7 @@ With a source (the default) generator and critic are carried over under their pl
 has with them. Without one it pre-trains, with WGAN's own five steps of the critic of pixels:
 
     python -m methods.projected_critic --source None --images train_images/source_domain --augment flip \\
-        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4
+        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4 --closer 0
 
 Writes samples and checkpoints to a new folder.
 """
@@ -49,7 +49,7 @@ class Settings:
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network ...
-    closer: Whole = 0  # ... and, after the blur, while heads lose more than rest: larger, as 192; 0 for never
+    closer: Annotated[Whole, Before(0)] = 192  # ... and, while heads lose more than rest, to this; or 0
     channels: Count = 128  # of the heads
     iterations: Annotated[Count, Before(2_000)] = 3_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each

@@ -279,7 +279,8 @@ TERMS = dict.fromkeys(("l2_sp", "distillation", "ewc", "consistency", "lecam"), 
 OWN = {
     "methods.wgan_64_regularised": {**TERMS, "adapt": 2},
     "methods.mind2mind": {"autoencoder": 1, "hidden": 8},
-    "methods.projected_critic": {"stretch": 64, "channels": 8, "fade": 2},
+    # What heads look at is decided on the CPU, once in so many iterations.
+    "methods.projected_critic": {"stretch": 64, "closer": 0, "channels": 8, "fade": 2},
     "methods.several_targets": {"stretch": 64, "channels": 8, "fade": 2},
 }
 ITERATIONS = [(name, {"augment": augment}) for name in LOOPS for augment in AUGMENTATIONS]

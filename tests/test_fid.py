@@ -72,6 +72,18 @@ def test_training_and_held_out_scores_stand_side_by_side(folders):
         assert "KID is the number to compare" in text
 
 
+def test_faces_in_other_colours_are_one_layout():
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(2, 1, 64, 64, generator=generator)
+    colours = 0.5 + torch.rand(8, 3, 1, 1, generator=generator)
+    repeated = (faces.repeat(4, 1, 1, 1) * colours * 170).to(torch.uint8)
+    real = images(12, 2)
+    scores = fid.score(repeated, real, images(40, 3), extractor=tiny())
+    assert scores.layouts < 2.1 < 5 < scores.layouts_real <= 8, "as many of them as are generated"
+    alike = fid.score(real, real, extractor=tiny())
+    assert alike.layouts == alike.layouts_real, "without held-out images beside those of the training set"
+
+
 def test_scores_carry_intervals_when_asked(folders):
     scores = fid.score(*folders, extractor=tiny(), bootstrap=20)
     low, high = scores.training.fid_interval

@@ -195,6 +195,16 @@ def test_diversity(monkeypatch):
     assert metrics.intra_cluster(pairs, (0, 1, 2, 3, 4)) is None
 
 
+def test_the_vendi_score_is_how_many_different_ones_there_are():
+    rows = torch.eye(5)
+    assert metrics.vendi(rows) == pytest.approx(5)
+    assert metrics.vendi(rows[[0, 0, 1, 1, 2, 2]]) == pytest.approx(3), "however often each is there"
+    assert metrics.vendi(rows[[0, 0, 0]]) == pytest.approx(1)
+    between = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # likenesses of 0.6: eigenvalues 0.8 and 0.2
+    assert metrics.vendi(between) == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)))
+    assert metrics.vendi(torch.zeros(3, 4)) == pytest.approx(1), "images without any layout"
+
+
 @pytest.mark.parametrize("n", [2, 3, 30])
 def test_constant_images_have_finite_scores(n):
     same, other = torch.full((n, 16), 3.3), torch.full((5, 16), -1.7)

@@ -23,8 +23,8 @@ from transfer.shared import Source
 @pytest.fixture
 def settings(faces, source, tmp_path):
     return projected_critic.Settings(
-        source=source, images=faces, out=tmp_path, iterations=2, batch_size=4, stretch=64, channels=8,
-        log_every=1, sample_every=1, device="cpu", latent=LATENT, width=WIDTH,
+        source=source, images=faces, out=tmp_path, iterations=2, batch_size=4, stretch=64, closer=0,
+        channels=8, log_every=1, sample_every=1, device="cpu", latent=LATENT, width=WIDTH,
     )  # fmt: skip
 
 
