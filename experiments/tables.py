@@ -241,7 +241,7 @@ def regularised(name: str, **settings: float) -> Row:
 
 
 # The source that a critic that sees has trained, and the one that the six scripts start from, each with both
-# critics. Where heads may look closer is the default; rows that were run without say so.
+# critics. Heads that may look closer are the default; rows that ran before that say 128 pixels.
 SEEN, FIRST = (Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan"))
 SEES = tuple(
     Row(
@@ -279,9 +279,9 @@ PROPOSED = Table(
         Row("G(0,0,5) D(0,0,5)", "wgan_64_finetune"),
         Row("G(1,2,2) D(1,2,2)", "wgan_64_transferlearning"),
         *(row for row in FREEZE_CRITIC.rows if row.settings["D"] == Split(2, 0, 3)),
-        Row("by importance, a critic that sees", "projected_critic", IMPORTANT | AT_128),
+        Row("by importance, a critic that sees, 128 pixels", "projected_critic", IMPORTANT | AT_128),
         *(
-            Row(named(G, D, "a critic that sees"), "projected_critic", {"G": G, "D": D} | AT_128)
+            Row(named(G, D, "a critic that sees, 128 pixels"), "projected_critic", {"G": G, "D": D} | AT_128)
             for G, D in (
                 (FINETUNED, FINETUNED),
                 (COMBINED, COMBINED),

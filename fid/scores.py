@@ -252,8 +252,8 @@ def _layouts(made: Tensor, training: Tensor, heldout: Tensor | None) -> tuple[fl
     """Of thumbnails (n, 768): the generated ones' layouts and the real ones', of equally many of each."""
     real = training if heldout is None else heldout
     n = min(len(made), len(real))
-    made, real = (layouts(each[torch.linspace(0, len(each) - 1, n).long()]) for each in (made, real))
-    return made, real
+    evenly = (each[torch.linspace(0, len(each) - 1, n).long()] for each in (made, real))
+    return tuple(map(layouts, evenly))
 
 
 def _seen(extractor: Extractor) -> str:

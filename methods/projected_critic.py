@@ -49,7 +49,7 @@ class Settings:
     frozen_norm: FrozenNorm = "source"  # frozen layers use the source's statistics or the batch's
     features: Extractor | Literal["vgg16"] = "efficientnet_lite1"  # what the heads see through; never a judge
     stretch: Count = 128  # pixels that images are stretched to before that network ...
-    closer: Annotated[Whole, Before(0)] = 192  # ... and, while heads lose more than rest, to this; or 0
+    closer: Annotated[Whole, Before(0)] = 192  # ... and, after the blur, while heads lose over rest; 0: never
     channels: Count = 128  # of the heads
     iterations: Annotated[Count, Before(2_000)] = 3_000  # generator updates
     batch_size: Batch = 16  # images a step, real and generated each
