@@ -60,6 +60,8 @@ class Settings:
     lecam: Weight = 0.3  # weight of: each head's scores held to the other side's average (LeCam)
     blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
+    drift: Weight = 0.0  # gradient that draws coarse features to those of all real images and pushes them off
+    # each other, in parts of that from the heads there
     rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less on a batch do not learn from it; who
     # knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
@@ -98,21 +100,21 @@ from torch import nn
 
 from fid import load, scorer
 from transfer import UserError
-from transfer.augment import Augment
+from transfer.augment import SHARP, Augment, blurred
 from transfer.engine import bf16_on, captured, choose_device, tune
 from transfer.images import Images
 from transfer.layers import Conv
 from transfer.plan import table
 from transfer.policies import FINETUNE
 from transfer.record import Run
-from transfer.regularisers import LeCam
+from transfer.regularisers import Balance, Drift, LeCam
 from transfer.shared import Source, carry
 from transfer.weights import Average, Clip, check_learning, learning, optimizer
 from wgan_64 import Discriminator, Generator
 
-SHARP = 0.1  # pixels; a blur of less is none
 TINY = 1e-6  # a variance of 0 would have no gradient of its root
 FROM_NOTHING = 5  # critic steps that a run without a source takes: WGAN's own
+COARSE = 16  # pixels between the places of a map from which on features drift
 DECIDE = 50  # iterations after which it is decided anew whether heads look closer
 WON = 0.1  # share of what heads lose that know nothing: below it a warning says that they have won
 
@@ -186,35 +188,6 @@ class Heads(nn.ModuleList):
         own = {key: tensor for key, tensor in self.state_dict().items() if key.endswith(".spread")}
         others = {key: tensor for key, tensor in tensors.items() if not key.endswith(".spread") or key in own}
         self.load_state_dict(own | others)
-
-
-class Balance(nn.Module):
-    """Two gradients (N, ...) added as equals: the second is brought to the first one's size.
-
-    By the running ratio of their norms, which is its state; so a critic that is unsure still counts less.
-    """
-
-    def __init__(self, decay=0.99):
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("norms", torch.zeros(2))
-
-    @torch.no_grad()
-    def forward(self, one, other, weight):
-        now = torch.stack([one.norm(), other.norm()])
-        self.norms.lerp_(now, torch.where(self.norms == 0, 1.0, 1 - self.decay))
-        return one + weight * self.norms[0] / self.norms[1].clamp(min=1e-12) * other
-
-
-def blurred(x, sigma):
-    """Images x (N, 3, H, W) under a Gaussian blur of sigma pixels."""
-    if sigma < SHARP:
-        return x
-    reach = math.ceil(3 * sigma)
-    line = torch.exp(-torch.arange(-reach, reach + 1, device=x.device).square() / (2 * sigma**2))
-    line = (line / line.sum()).expand(3, 1, 1, -1)
-    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), "replicate"), line, groups=3)
-    return F.conv2d(F.pad(x, (0, 0, reach, reach), "replicate"), line.mT, groups=3)
 
 
 def step_unless(rests, optimizer):
@@ -308,7 +281,7 @@ def optimizers(settings, G, D, heads, device):
 
 def lesson(
     settings, images, sight, generate, judge, clip,
-    *, G, D, heads, lecam, balance, optimizer_G, optimizer_D, optimizer_heads,
+    *, G, D, heads, lecam, balance, optimizer_G, optimizer_D, optimizer_heads, drifts=(),
 ):  # fmt: skip
     """An iteration, blur in pixels -> losses: critic and heads learn from images, G from both of them."""
     device, augment = images.pixels.device, Augment(settings.augment)
@@ -358,9 +331,14 @@ def lesson(
         wasserstein = critic_step(real, seen.detach()) if learning(D) else torch.zeros((), device=device)
         with torch.no_grad():
             real_maps = sight(real, size)
-        share, on_fake = heads_step(real_maps, sight(seen, size))
+        maps = sight(seen, size)
+        leaves = [each.detach().requires_grad_() for each in maps]
+        share, on_fake = heads_step(real_maps, leaves)
         loss = -sum(each.mean() for each in on_fake)
-        (from_heads,) = torch.autograd.grad(loss, seen)
+        slopes = list(torch.autograd.grad(loss, leaves))
+        for at, drift in enumerate(drifts, start=-len(drifts)):  # the coarsest maps come last
+            slopes[at] = drift(real_maps[at], leaves[at], slopes[at])
+        (from_heads,) = torch.autograd.grad(maps, seen, slopes)
         (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
         optimizer_G.zero_grad()
         fake.backward(balance(from_heads, from_pixels, settings.pixels), inputs=learning(G))
@@ -388,8 +366,11 @@ def main(settings: Settings) -> Path | None:
 
     lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
     balance = Balance().to(device)
+    coarsest = [shape for shape in sight.shapes if settings.drift and COARSE * shape[2] <= settings.stretch]
+    drifts = nn.ModuleList(Drift(settings.drift, shape[1]) for shape in coarsest).to(device)
     average = Average(G, settings.ema_decay)
     learners = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance}
+    learners |= {"drifts": drifts} if settings.drift else {}
     learners |= optimizers(settings, G, D, heads, device)
     generate, judge = tune(G, D, iterations=settings.iterations, fast=settings.fast)
     digits = "" if source is None else f"G{settings.G.digits}-D{settings.D.digits}"

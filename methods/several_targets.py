@@ -88,12 +88,13 @@ import torch
 from torch import nn
 
 from fid import scorer
-from methods.projected_critic import SHARP, WON, Balance, Sight, lesson, networks, optimizers
+from methods.projected_critic import WON, Sight, lesson, networks, optimizers
+from transfer.augment import SHARP
 from transfer.engine import captured, choose_device, tune
 from transfer.images import Images
 from transfer.plan import layers_of, table
 from transfer.record import Run
-from transfer.regularisers import LeCam
+from transfer.regularisers import Balance, LeCam
 from transfer.shared import Source
 from transfer.weights import Average, Clip, learning
 from wgan_64 import Discriminator, Generator  # noqa: F401, as which a label is drawn

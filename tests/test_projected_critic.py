@@ -11,12 +11,14 @@ from PIL import Image
 import fid
 from experiments.resume import equal
 from methods import projected_critic
-from methods.projected_critic import Balance, Head, Heads, Look, Spectral, blurred, coarse, step_unless
+from methods.projected_critic import Head, Heads, Look, Spectral, coarse, step_unless
 from tests.conftest import LATENT, WIDTH
 from transfer import UserError
 from transfer.adapters import Adapter, applied
+from transfer.augment import blurred
 from transfer.checkpoints import Checkpoints
 from transfer.plan import Split
+from transfer.regularisers import Balance
 from transfer.shared import Source
 
 
@@ -116,6 +118,17 @@ def test_a_spread_learns_and_a_run_with_it_goes_on_to_the_bit(settings, source):
     end = newest(through)
     assert equal(end, newest(stopped))
     assert all(end["heads"][f"{place}.spread"].abs().min() > 0 for place in range(4))
+
+
+def test_a_run_whose_features_drift_goes_on_to_the_bit(settings):
+    settings = replace(settings, drift=1.0, rest=0.0, iterations=3)
+    through = projected_critic.main(settings)
+    stopped = projected_critic.main(replace(settings, iterations=2))
+    projected_critic.main(replace(settings, resume=stopped))
+    end, plain = newest(through), newest(projected_critic.main(replace(settings, drift=0.0)))
+    assert equal(end, newest(stopped))
+    assert [len(end["drifts"][f"{at}.real"]) for at in range(2)] == [256, 256], "the two coarsest maps"
+    assert not equal(end["G"], plain["G"]) and "drifts" not in plain
 
 
 def test_heads_look_closer_while_they_are_behind_and_the_blur_is_gone(settings):

@@ -18,7 +18,7 @@ from transfer.augment import Adaptive, Augment
 from transfer.checkpoints import Checkpoints
 from transfer.images import Images
 from transfer.plan import Split
-from transfer.regularisers import EWC, L2SP, DistanceConsistency, Distillation, LeCam, fisher
+from transfer.regularisers import EWC, L2SP, DistanceConsistency, Distillation, Drift, LeCam, fisher
 from transfer.shared import Source, carry
 from transfer.weights import learning
 
@@ -180,6 +180,52 @@ def test_lecam_holds_scores_to_the_other_sides_average():
         assert term(*scores).item() == pytest.approx(0.3 * expected, rel=1e-5)
     term(*scores).backward()
     assert (scores[0].grad >= 0).all() and (scores[1].grad <= 0).all() and scores[0].grad.any()
+
+
+def kinds(n, spread=0.3):
+    """Maps (4 n, 8, 4, 4) of four kinds, n of each."""
+    centres = 3 * torch.randn(4, 8, 4, 4)
+    return centres, centres.repeat(n, 1, 1, 1) + spread * torch.randn(4 * n, 8, 4, 4)
+
+
+def test_features_that_drift_come_to_be_of_every_kind_and_no_others():
+    torch.manual_seed(0)
+    centres, real = kinds(16)
+    fake = centres.mean(0) + 0.3 * torch.randn(16, 8, 4, 4)  # all alike, between the kinds
+    drift = Drift(1.0, 8, size=64, temperature=0.1)
+    for _ in range(200):
+        drift(real[torch.randint(len(real), (16,))], fake, torch.ones_like(fake))
+        fake = fake + 5 * drift.field(16)
+    distances = torch.cdist(fake.flatten(1), centres.flatten(1))
+    found = distances.argmin(1).bincount(minlength=4)
+    assert found.min() >= 2, found
+    assert (distances.min(1).values < 0.5 * torch.pdist(centres.flatten(1)).min()).all()
+
+
+def test_features_stay_where_both_are_alike():
+    torch.manual_seed(0)
+    _, real = kinds(32)
+    drift = Drift(1.0, 8, size=64, temperature=0.1)
+    for start in range(0, 64, 16):
+        drift(real[start : start + 16], real[start + 64 : start + 80], torch.ones(16, 8, 4, 4))
+    alike = drift.field(16).norm()
+    drift.fake += 0.5
+    assert alike < 0.5 * drift.field(16).norm()
+
+
+def test_the_drift_has_its_weight_beside_the_critics_gradient_and_keeps_what_came_before():
+    torch.manual_seed(0)
+    drift, maps, gradient = Drift(0.5, 3, size=8), torch.randn(2, 4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    added = drift(*maps, gradient) - gradient
+    torch.testing.assert_close(added.norm(), 0.5 * gradient.norm())
+    pooled = maps.unflatten(3, (4, 2)).unflatten(5, (4, 2)).mean((4, 6))
+    torch.testing.assert_close(drift.real, pooled[0].repeat(2, 1, 1, 1))  # the first batch, twice
+    more = torch.randn(2, 4, 3, 4, 4)
+    drift(*more, torch.randn(4, 3, 4, 4))
+    torch.testing.assert_close(drift.real, torch.cat([more[0], pooled[0]]))
+    torch.testing.assert_close(drift.fake, torch.cat([more[1], pooled[1]]))
+    for n in (1, 3):  # odd batches, and one image alone
+        assert torch.isfinite(drift(*torch.randn(2, n, 3, 6, 6), torch.randn(n, 3, 6, 6))).all()
 
 
 def test_a_weight_of_0_costs_nothing(carried, faces):

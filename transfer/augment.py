@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transfer.images import Images
 from transfer.settings import Augmentation
 
+SHARP = 0.1  # pixels; a blur of less is none
 STRENGTH = {  # rotation in degrees, smallest crop as a share of the side, change of colour
     "slight": (5.0, 0.95, 0.05),
     "strong": (15.0, 0.8, 0.2),
@@ -146,3 +147,14 @@ class Adaptive(nn.Module):
         self.scores.lerp_(means, 1 - self.DECAY)
         real, aside, fake = self.scores.clone()
         self.p.add_(((real - aside) - self.TARGET * (real - fake)).sign() * self.STEP).clamp_(0, 1)
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """Images x (N, C, H, W) under a Gaussian blur of sigma pixels; below SHARP they are as they were."""
+    if sigma < SHARP:
+        return x
+    reach, channels = math.ceil(3 * sigma), x.shape[1]
+    line = torch.exp(-torch.arange(-reach, reach + 1, device=x.device).square() / (2 * sigma**2))
+    line = (line / line.sum()).expand(channels, 1, 1, -1)
+    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), "replicate"), line, groups=channels)
+    return F.conv2d(F.pad(x, (0, 0, reach, reach), "replicate"), line.mT, groups=channels)

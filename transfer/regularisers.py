@@ -1,4 +1,4 @@
-"""The regularisers: terms of a loss that hold a network to its source or a critic back from overfitting."""
+"""The regularisers: terms of a loss, and the gradients of some, that hold a network to what it would lose."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from transfer.engine import stages
 from transfer.images import Images
 from transfer.weights import learning
+
+FAR = 1e6  # a feature, or a distance, that is beyond all others
+TINY = 1e-4  # a channel that is always the same has a deviation of 0
 
 
 class Regulariser(nn.Module):
@@ -151,3 +154,71 @@ class LeCam(Regulariser):
         self.updates += 1
         average_real, average_fake = self.averages.clone()
         return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
+
+
+class Balance(nn.Module):
+    """Two gradients (N, ...) added as equals: the second is brought to the first one's size.
+
+    By the running ratio of their norms, which is its state; so a critic that is unsure still counts less.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("norms", torch.zeros(2))
+
+    @torch.no_grad()
+    def forward(self, one: Tensor, other: Tensor, weight: float) -> Tensor:
+        now = torch.stack([one.norm(), other.norm()]).float()
+        self.norms.lerp_(now, torch.where(self.norms == 0, 1.0, 1 - self.decay))
+        return one + weight * self.norms[0] / self.norms[1].clamp(min=1e-12) * other
+
+
+class Drift(Balance):
+    """Features of generated images drawn to those of real ones, and pushed off each other (Deng et al. 2026).
+
+    The drifting field of algorithm 2 there, beside a critic's gradient: what is nearest counts most, by a
+    softmax over the others and one over the images of the batch, so that each real image draws some. Where
+    both kinds are alike all of it cancels out. Features are maps (N, C, H, W) of `side` x `side` places, each
+    channel over its deviation among real images. The newest `size` images of each kind take part: its state.
+    """
+
+    def __init__(
+        self, weight: float, channels: int, side: int = 4, size: int = 256, temperature: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.weight, self.side, self.size = weight, side, size
+        self.temperature = temperature  # of distances, in parts of their mean to real images
+        places = (size, channels, side, side)
+        self.register_buffer("real", torch.zeros(places))
+        self.register_buffer("fake", torch.full(places, FAR))
+        self.register_buffer("new", torch.ones((), dtype=torch.bool))
+
+    def forward(self, real: Tensor, fake: Tensor, gradient: Tensor) -> Tensor:
+        """Maps of real and of generated images, a critic's gradient at these -> it, with this one's added."""
+        fake = fake.detach().float().requires_grad_()
+        with torch.enable_grad():
+            pooled = F.adaptive_avg_pool2d(fake, self.side)
+        self._take_up(F.adaptive_avg_pool2d(real.float(), self.side), pooled.detach())
+        (own,) = torch.autograd.grad(pooled, fake, -self.field(len(fake)))
+        return super().forward(gradient, own.to(gradient.dtype), self.weight).to(gradient.dtype)
+
+    @torch.no_grad()
+    def _take_up(self, real: Tensor, fake: Tensor) -> None:
+        """Keep a batch of each, (N, C, side, side); at first the real ones several times."""
+        repeated = real.repeat(-(-self.size // len(real)), 1, 1, 1)[: self.size]
+        self.real.copy_(torch.cat([real, torch.where(self.new, repeated, self.real)])[: self.size])
+        self.fake.copy_(torch.cat([fake, self.fake])[: self.size])
+        self.new.zero_()
+
+    @torch.no_grad()
+    def field(self, n: int) -> Tensor:
+        """Which way the newest n generated images are to go: (n, C, side, side)."""
+        deviation = self.real.std((0, 2, 3), keepdim=True) + TINY
+        real, fake = ((each / deviation).flatten(1) for each in (self.real, self.fake))
+        to_real, to_fake = torch.cdist(fake[:n], real), torch.cdist(fake[:n], fake)
+        near = torch.cat([to_real, to_fake.fill_diagonal_(FAR)], 1) / -(self.temperature * to_real.mean())
+        near_real, near_fake = (near.softmax(1) * near.softmax(0)).sqrt().split(self.size, 1)
+        drawn = near_real * near_fake.sum(1, keepdim=True) @ real
+        pushed = near_fake * near_real.sum(1, keepdim=True) @ fake
+        return (drawn - pushed).view_as(self.fake[:n]) / deviation
