@@ -61,7 +61,7 @@ class Settings:
     blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
     drift: Weight = 0.0  # gradient that draws coarse features to those of all real images and pushes them off
-    # each other, in parts of that from the heads there
+    # each other, in parts of that from the heads there; under the blur it is no less than they are
     rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less on a batch do not learn from it; who
     # knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
@@ -337,7 +337,8 @@ def lesson(
         loss = -sum(each.mean() for each in on_fake)
         slopes = list(torch.autograd.grad(loss, leaves))
         for at, drift in enumerate(drifts, start=-len(drifts)):  # the coarsest maps come last
-            slopes[at] = drift(real_maps[at], leaves[at], slopes[at])
+            weight = settings.drift if sigma < SHARP else max(1.0, settings.drift)
+            slopes[at] = drift(real_maps[at], leaves[at], slopes[at], weight)
         (from_heads,) = torch.autograd.grad(maps, seen, slopes)
         (from_pixels,) = torch.autograd.grad(-judge(seen).mean(), seen)
         optimizer_G.zero_grad()
@@ -367,7 +368,7 @@ def main(settings: Settings) -> Path | None:
     lecam = nn.ModuleList(LeCam(settings.lecam, device) for _ in heads)
     balance = Balance().to(device)
     coarsest = [shape for shape in sight.shapes if settings.drift and COARSE * shape[2] <= settings.stretch]
-    drifts = nn.ModuleList(Drift(settings.drift, shape[1]) for shape in coarsest).to(device)
+    drifts = nn.ModuleList(Drift(shape[1]) for shape in coarsest).to(device)
     average = Average(G, settings.ema_decay)
     learners = {"G": G, "D": D, "heads": heads, "lecam": lecam, "balance": balance}
     learners |= {"drifts": drifts} if settings.drift else {}

@@ -192,9 +192,9 @@ def test_features_that_drift_come_to_be_of_every_kind_and_no_others():
     torch.manual_seed(0)
     centres, real = kinds(16)
     fake = centres.mean(0) + 0.3 * torch.randn(16, 8, 4, 4)  # all alike, between the kinds
-    drift = Drift(1.0, 8, size=64, temperature=0.1)
+    drift = Drift(8, size=64, temperature=0.1)
     for _ in range(200):
-        drift(real[torch.randint(len(real), (16,))], fake, torch.ones_like(fake))
+        drift(real[torch.randint(len(real), (16,))], fake, torch.ones_like(fake), 1.0)
         fake = fake + 5 * drift.field(16)
     distances = torch.cdist(fake.flatten(1), centres.flatten(1))
     found = distances.argmin(1).bincount(minlength=4)
@@ -205,9 +205,9 @@ def test_features_that_drift_come_to_be_of_every_kind_and_no_others():
 def test_features_stay_where_both_are_alike():
     torch.manual_seed(0)
     _, real = kinds(32)
-    drift = Drift(1.0, 8, size=64, temperature=0.1)
+    drift = Drift(8, size=64, temperature=0.1)
     for start in range(0, 64, 16):
-        drift(real[start : start + 16], real[start + 64 : start + 80], torch.ones(16, 8, 4, 4))
+        drift(real[start : start + 16], real[start + 64 : start + 80], torch.ones(16, 8, 4, 4), 1.0)
     alike = drift.field(16).norm()
     drift.fake += 0.5
     assert alike < 0.5 * drift.field(16).norm()
@@ -215,17 +215,17 @@ def test_features_stay_where_both_are_alike():
 
 def test_the_drift_has_its_weight_beside_the_critics_gradient_and_keeps_what_came_before():
     torch.manual_seed(0)
-    drift, maps, gradient = Drift(0.5, 3, size=8), torch.randn(2, 4, 3, 8, 8), torch.randn(4, 3, 8, 8)
-    added = drift(*maps, gradient) - gradient
+    drift, maps, gradient = Drift(3, size=8), torch.randn(2, 4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    added = drift(*maps, gradient, 0.5) - gradient
     torch.testing.assert_close(added.norm(), 0.5 * gradient.norm())
     pooled = maps.unflatten(3, (4, 2)).unflatten(5, (4, 2)).mean((4, 6))
     torch.testing.assert_close(drift.real, pooled[0].repeat(2, 1, 1, 1))  # the first batch, twice
     more = torch.randn(2, 4, 3, 4, 4)
-    drift(*more, torch.randn(4, 3, 4, 4))
+    drift(*more, torch.randn(4, 3, 4, 4), 0.5)
     torch.testing.assert_close(drift.real, torch.cat([more[0], pooled[0]]))
     torch.testing.assert_close(drift.fake, torch.cat([more[1], pooled[1]]))
     for n in (1, 3):  # odd batches, and one image alone
-        assert torch.isfinite(drift(*torch.randn(2, n, 3, 6, 6), torch.randn(n, 3, 6, 6))).all()
+        assert torch.isfinite(drift(*torch.randn(2, n, 3, 6, 6), torch.randn(n, 3, 6, 6), 0.5)).all()
 
 
 def test_a_weight_of_0_costs_nothing(carried, faces):

@@ -183,25 +183,23 @@ class Drift(Balance):
     channel over its deviation among real images. The newest `size` images of each kind take part: its state.
     """
 
-    def __init__(
-        self, weight: float, channels: int, side: int = 4, size: int = 256, temperature: float = 0.02
-    ) -> None:
+    def __init__(self, channels: int, side: int = 4, size: int = 256, temperature: float = 0.02) -> None:
         super().__init__()
-        self.weight, self.side, self.size = weight, side, size
+        self.side, self.size = side, size
         self.temperature = temperature  # of distances, in parts of their mean to real images
         places = (size, channels, side, side)
         self.register_buffer("real", torch.zeros(places))
         self.register_buffer("fake", torch.full(places, FAR))
         self.register_buffer("new", torch.ones((), dtype=torch.bool))
 
-    def forward(self, real: Tensor, fake: Tensor, gradient: Tensor) -> Tensor:
+    def forward(self, real: Tensor, fake: Tensor, gradient: Tensor, weight: float) -> Tensor:
         """Maps of real and of generated images, a critic's gradient at these -> it, with this one's added."""
         fake = fake.detach().float().requires_grad_()
         with torch.enable_grad():
             pooled = F.adaptive_avg_pool2d(fake, self.side)
         self._take_up(F.adaptive_avg_pool2d(real.float(), self.side), pooled.detach())
         (own,) = torch.autograd.grad(pooled, fake, -self.field(len(fake)))
-        return super().forward(gradient, own.to(gradient.dtype), self.weight).to(gradient.dtype)
+        return super().forward(gradient, own.to(gradient.dtype), weight).to(gradient.dtype)
 
     @torch.no_grad()
     def _take_up(self, real: Tensor, fake: Tensor) -> None:
