@@ -108,7 +108,7 @@ def test_the_readme_tells_what_was_measured():
     assert f"from the top, {', '.join(after)} and {last} (KID" in " ".join(readme.split())
     longer = [
         line
-        for line in selection.lines_of(tables.ONE_SIZE[0], selection.runs())
+        for line in selection.lines_of(tables.VARIED[0], selection.runs())
         if line["iterations"] == 3000 and line["images"]["name"] == "target_anime_96.zip"
     ]
     assert len({line["seed"] for line in longer}) == 4
