@@ -140,6 +140,7 @@ def columns(every: Lines, machines: list[str]) -> dict[str, Cell]:
         **{key: by(FIRST, key, 2) for key in shares},
         "near copies": by(FIRST, "near_copies", 2),
         "diversity": by(FIRST, "diversity", 2),
+        "layouts": by(FIRST, "layouts", 1),
         "best iteration": over(lambda run: (best(run) or {}).get("step"), 0),
         "KID x 1000 there": over(lambda run: None if (found := best(run)) is None else merit(found)),
         "numbers that learn": lambda row, runs: f"{runs[0]['learning']:,}",

@@ -280,7 +280,7 @@ OWN = {
     "methods.wgan_64_regularised": {**TERMS, "adapt": 2},
     "methods.mind2mind": {"autoencoder": 1, "hidden": 8},
     # What heads look at is decided on the CPU, once in so many iterations.
-    "methods.projected_critic": {"stretch": 64, "closer": 0, "channels": 8, "fade": 2},
+    "methods.projected_critic": {"stretch": 64, "closer": 0, "channels": 8, "fade": 2, "drift": 0.3},
     "methods.several_targets": {"stretch": 64, "channels": 8, "fade": 2},
 }
 ITERATIONS = [(name, {"augment": augment}) for name in LOOPS for augment in AUGMENTATIONS]
