@@ -224,9 +224,10 @@ def narrow(part: Part, *more: str) -> list[tuple[str, ...]]:
 
 
 def headline(parts: list[Part], longest: bool = False) -> Part:
-    """The part that is not folded away: the longest budget with three rows, else the one with most rows."""
+    """The part that is not folded away: with most rows, of the longest budget with three, else of all."""
     several = [part for part in parts if longest or len(part.rows) > 2]
-    return several[-1] if several else max(parts, key=lambda part: len(part.rows))
+    alike = [part for part in several if part.budget.much == several[-1].budget.much] or parts
+    return max(alike, key=lambda part: len(part.rows))
 
 
 def leaderboard(found: list[Section]) -> tuple[Section, list[Section]]:

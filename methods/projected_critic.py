@@ -60,10 +60,8 @@ class Settings:
     lecam: Weight = 0.3  # weight of: each head's scores held to the other side's average (LeCam)
     blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
-    drift: Weight = 0.0  # gradient that draws coarse features to those of all real images and pushes them off
-    # each other, in parts of that from the heads there; under the blur it is no less than they are
-    rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less on a batch do not learn from it; who
-    # knows nothing loses 1
+    drift: Weight = 0.0  # gradient that draws features to all real images, in parts of the heads'; try 0.3
+    rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less rest; who knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them
     spread: bool = False  # heads see how far the images of a batch differ, too
