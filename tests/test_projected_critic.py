@@ -18,7 +18,7 @@ from transfer.adapters import Adapter, applied
 from transfer.augment import blurred
 from transfer.checkpoints import Checkpoints
 from transfer.plan import Split
-from transfer.regularisers import Balance
+from transfer.regularisers import Balance, Drift
 from transfer.shared import Source
 
 
@@ -129,6 +129,18 @@ def test_a_run_whose_features_drift_goes_on_to_the_bit(settings):
     assert equal(end, newest(stopped))
     assert [len(end["drifts"][f"{at}.real"]) for at in range(2)] == [256, 256], "the two coarsest maps"
     assert not equal(end["G"], plain["G"]) and "drifts" not in plain
+
+
+def test_features_drift_in_full_under_the_blur_and_by_their_weight_after_it(settings, monkeypatch):
+    weights, forward = [], Drift.forward
+
+    def noting(self, real, fake, gradient, weight):
+        weights.append(weight)
+        return forward(self, real, fake, gradient, weight)
+
+    monkeypatch.setattr(Drift, "forward", noting)
+    projected_critic.main(replace(settings, drift=0.3, fade=2))
+    assert weights == [1.0, 1.0, 0.3, 0.3], "at two maps each"
 
 
 def test_heads_look_closer_while_they_are_behind_and_the_blur_is_gone(settings):

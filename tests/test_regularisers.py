@@ -213,6 +213,13 @@ def test_features_stay_where_both_are_alike():
     assert alike < 0.5 * drift.field(16).norm()
 
 
+def test_an_image_is_pushed_off_others_and_not_off_itself():
+    real, fake = (value * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1) for value in (0.01, 0.1))
+    drift = Drift(1, side=1, size=2, temperature=1.0)
+    drift(real, fake, torch.ones_like(fake), 1.0)
+    assert (drift.field(2) * fake > 0).all(), "away from each other, though all real ones lie between"
+
+
 def test_the_drift_has_its_weight_beside_the_critics_gradient_and_keeps_what_came_before():
     torch.manual_seed(0)
     drift, maps, gradient = Drift(3, size=8), torch.randn(2, 4, 3, 8, 8), torch.randn(4, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""The regularisers: terms of a loss, and the gradients of some, that hold a network to what it would lose."""
+"""The regularisers: terms of a loss, and gradients beside it, that keep a network from going astray."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Balance(nn.Module):
         return one + weight * self.norms[0] / self.norms[1].clamp(min=1e-12) * other
 
 
-class Drift(Balance):
+class Drift(nn.Module):
     """Features of generated images drawn to those of real ones, and pushed off each other (Deng et al. 2026).
 
     The drifting field of algorithm 2 there, beside a critic's gradient: what is nearest counts most, by a
@@ -185,7 +185,7 @@ class Drift(Balance):
 
     def __init__(self, channels: int, side: int = 4, size: int = 256, temperature: float = 0.02) -> None:
         super().__init__()
-        self.side, self.size = side, size
+        self.balance, self.side, self.size = Balance(), side, size
         self.temperature = temperature  # of distances, in parts of their mean to real images
         places = (size, channels, side, side)
         self.register_buffer("real", torch.zeros(places))
@@ -193,13 +193,17 @@ class Drift(Balance):
         self.register_buffer("new", torch.ones((), dtype=torch.bool))
 
     def forward(self, real: Tensor, fake: Tensor, gradient: Tensor, weight: float) -> Tensor:
-        """Maps of real and of generated images, a critic's gradient at these -> it, with this one's added."""
+        """Maps of real and of generated images, and a critic's gradient at those of the generated ones.
+
+        Returns:
+            That gradient, with the field's added, which is brought to weight times its size. To be descended.
+        """
         fake = fake.detach().float().requires_grad_()
         with torch.enable_grad():
             pooled = F.adaptive_avg_pool2d(fake, self.side)
         self._take_up(F.adaptive_avg_pool2d(real.float(), self.side), pooled.detach())
         (own,) = torch.autograd.grad(pooled, fake, -self.field(len(fake)))
-        return super().forward(gradient, own.to(gradient.dtype), weight).to(gradient.dtype)
+        return self.balance(gradient, own.to(gradient.dtype), weight).to(gradient.dtype)
 
     @torch.no_grad()
     def _take_up(self, real: Tensor, fake: Tensor) -> None:
