@@ -223,10 +223,10 @@ def narrow(part: Part, *more: str) -> list[tuple[str, ...]]:
     return [("plan", *head[1:]), *rows]
 
 
-def headline(parts: list[Part], longest: bool = False) -> Part:
+def headline(parts: list[Part]) -> Part:
     """The part that is not folded away: with most rows, of the longest budget with three, else of all."""
-    several = [part for part in parts if longest or len(part.rows) > 2]
-    alike = [part for part in several if part.budget.much == several[-1].budget.much] or parts
+    several = [part for part in parts if len(part.rows) > 2] or parts
+    alike = [part for part in several if part.budget.much == several[-1].budget.much]
     return max(alike, key=lambda part: len(part.rows))
 
 
@@ -270,7 +270,7 @@ def page() -> str:
         if not section.parts:
             text += f"Not run yet: `python -m experiments {table.key}`.\n\n"
             continue
-        top = headline(section.parts, longest=board)
+        top = headline(section.parts)
         head, *rows = narrow(top, *(["minutes of training"] if board else []), "seeds")
         text += f"{top.title[:1].upper()}{top.title[1:]}.\n\n{lines.markdown(head, rows)}\n"
         text += "".join(f"{note}\n\n" for note in top.footnotes)

@@ -92,7 +92,7 @@ def html() -> str:
     shown = []
     for section in (league, *others):
         board = section is league
-        top = headline(section.parts, longest=board) if section.parts else None
+        top = headline(section.parts) if section.parts else None
         table = narrow(top, *(["minutes of training"] if board else []), "seeds") if top else []
         verdict = (wins(top) if board else said(section, top)) if top else ""
         drawn = [(each, data_url(each.file.read_bytes(), "webp")) for each in figures(section)]
