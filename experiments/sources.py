@@ -26,7 +26,7 @@ from experiments import lines
 from experiments.judge import DASH, FIRST, by_seed, figure, final, mean, ranked, short
 from experiments.runs import JUDGES, Budget, identity, made, make
 from experiments.selection import Lines, runs
-from experiments.tables import Row, Table
+from experiments.tables import PLAIN, Row, Table
 from experiments.verdict import lead
 from fid.sets import Set
 from fid.statistics import cached
@@ -43,9 +43,9 @@ SCORED = 1_000  # images of a source, by which its distance to a target is measu
 CHUNK = 1_000  # images whose neighbours are looked for at once
 # From nothing the critic of pixels takes WGAN's own five steps, at WGAN's own rate: with two at four times
 # that rate all latents became one face.
-NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5, "closer": 0}
-PRETRAINED = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4})
-CARRIED = Row("a critic that sees", "projected_critic", {"closer": 0})
+NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5}
+PRETRAINED = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4} | PLAIN)
+CARRIED = Row("a critic that sees", "projected_critic", PLAIN)
 CLAIM = (
     "what a transfer inherits depends on the source's size, density and diversity, and on its distance to the"
     " target."

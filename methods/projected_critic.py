@@ -8,7 +8,7 @@ With a source (the default) generator and critic are carried over under their pl
 has with them. Without one it pre-trains, with WGAN's own five steps of the critic of pixels:
 
     python -m methods.projected_critic --source None --images train_images/source_domain --augment flip \\
-        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4 --closer 0
+        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4 --closer 0 --drift 0
 
 Writes samples and checkpoints to a new folder.
 """
@@ -60,7 +60,7 @@ class Settings:
     lecam: Weight = 0.3  # weight of: each head's scores held to the other side's average (LeCam)
     blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
-    drift: Weight = 0.0  # gradient that draws features to all real images, in parts of the heads'; try 0.3
+    drift: Annotated[Weight, Before(0.0)] = 0.3  # weight of: features drawn to those of real images (drifting)
     rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less rest; who knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them
