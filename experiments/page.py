@@ -224,7 +224,7 @@ def narrow(part: Part, *more: str) -> list[tuple[str, ...]]:
 
 
 def headline(parts: list[Part]) -> Part:
-    """What is not folded away: the part with most rows, of the longest budget with three, else the longest."""
+    """The part that is not folded away: most rows, of the longest budget with three, else of the longest."""
     several = [part for part in parts if len(part.rows) > 2] or parts
     alike = [part for part in several if part.budget.much == several[-1].budget.much]
     return max(alike, key=lambda part: len(part.rows))
