@@ -274,8 +274,8 @@ IMPORTANT = {
     "D": Named(["freeze", "adafm", "finetune", "finetune", "adafm"]),
     "frozen_norm": "source",
 }
-SEEING = {"frozen_norm": "source", "source": SEEN, **PLAIN}
-SAID = "a critic that sees, 128 pixels, no drift"
+AT_128 = {"frozen_norm": "source", "source": SEEN, **PLAIN}
+NAME_128 = "a critic that sees, 128 pixels, no drift"
 PROPOSED = Table(
     "proposed",
     "Plans by importance",
@@ -285,9 +285,9 @@ PROPOSED = Table(
         Row("G(0,0,5) D(0,0,5)", "wgan_64_finetune"),
         Row("G(1,2,2) D(1,2,2)", "wgan_64_transferlearning"),
         *(row for row in FREEZE_CRITIC.rows if row.settings["D"] == Split(2, 0, 3)),
-        Row(f"by importance, {SAID}", "projected_critic", IMPORTANT | SEEING),
+        Row(f"by importance, {NAME_128}", "projected_critic", IMPORTANT | AT_128),
         *(
-            Row(named(G, D, SAID), "projected_critic", {"G": G, "D": D} | SEEING)
+            Row(named(G, D, NAME_128), "projected_critic", {"G": G, "D": D} | AT_128)
             for G, D in (
                 (FINETUNED, FINETUNED),
                 (COMBINED, COMBINED),

@@ -60,7 +60,7 @@ class Settings:
     lecam: Weight = 0.3  # weight of: each head's scores held to the other side's average (LeCam)
     blur: Weight = 2.0  # standard deviation in pixels of what the critics see, at the beginning ...
     fade: Count = 300  # ... and the iteration at which it is gone
-    drift: Annotated[Weight, Before(0.0)] = 0.3  # pulls features to real ones; in parts of heads' gradient
+    drift: Annotated[Weight, Before(0.0)] = 0.3  # pull to real features, in parts of the heads'; at first 1
     rest: Annotated[Weight, Before(0.0)] = 0.6  # heads that lose less rest; who knows nothing loses 1
     pixels: Weight = 1.0  # gradient from the critic of pixels, in parts of that from the heads
     keep_heads: bool = True  # the source's heads go on, where it has them

@@ -8,6 +8,8 @@ import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -114,13 +116,22 @@ def test_the_readme_tells_what_was_measured():
         if line["iterations"] == 3000 and line["images"]["name"] == "target_anime_96.zip"
     ]
     assert len({line["seed"] for line in longer}) == 3
-    for digits, figure in (
-        (0, lambda run: judge.figure(run, "fid")),
-        (0, judge.final),
-        (0, lambda run: judge.final(run, runs_.JUDGES[1])),
-        (2, lambda run: judge.figure(run, "coverage")),
+    distance, kid, other_kid, density, coverage = (
+        judge.mean(judge.by_seed(longer, figure), digits)
+        for digits, figure in (
+            (0, lambda run: judge.figure(run, "fid")),
+            (0, judge.final),
+            (0, lambda run: judge.final(run, runs_.JUDGES[1])),
+            (1, lambda run: judge.figure(run, "density")),
+            (2, lambda run: judge.figure(run, "coverage")),
+        )
+    )
+    for part in (
+        f"three seeds have a Frechet distance (Lite0) of {distance},",
+        f"KID x 1000 of {kid} and {other_kid} (Lite2), a density of {density},",
+        f"and a coverage of {coverage}.",
     ):
-        assert judge.mean(judge.by_seed(longer, figure), digits) in readme
+        assert part in " ".join(readme.split())
     (by_heart,) = (line for line in lines.read("scale") if line["row"].endswith("in slight augmentation"))
     assert f"by heart would have {by_heart['heldout']['coverage']:.2f}:" in readme
     run = plans["G(0,0,5) D(2,0,3)"][0]
@@ -132,6 +143,16 @@ def test_the_readme_tells_what_was_measured():
     )
     assert f"{much['n_generated']:,} samples against {much['heldout']['n_real']:,} held-out images" in text
     assert run["hardware"] == "AMD EPYC, AVX512-BF16, 1 threads"
+
+
+def test_the_part_that_is_shown_is_of_the_longest_budget_that_compares_three_rows():
+    def part(iterations, rows):
+        return SimpleNamespace(rows=range(rows), budget=SimpleNamespace(much=f"{iterations} iterations"))
+
+    short, shown, fewer, longest = parts = [part(500, 9), part(2000, 4), part(2000, 3), part(3000, 2)]
+    assert pages.headline(parts) is shown
+    assert pages.headline([fewer, short]) is short
+    assert pages.headline([longest]) is longest
 
 
 def test_the_plan_that_the_readme_names_is_ahead_and_quicker():
