@@ -9,7 +9,6 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
