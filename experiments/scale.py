@@ -3,11 +3,12 @@
     python -m experiments.scale --faces FACES.zip --target TARGET_96.zip --reference HELD_OUT.zip \\
         --transfers target_domain/0001-...
 
-Two halves of the held-out images give the floor that no generator can be under, and as many of them as there
-are samples give what a row of the tables would have whose generator had nothing left to learn. The source's
-faces give the ceiling from which a transfer starts, and the training images themselves, as they are and in as
-many augmented versions as there are samples, the score of a generator that has learnt them by heart. Each row
-is one line of experiments/results.jsonl and is skipped when it is there; python -m experiments report writes
+--kind avatars says that --faces and --model show those. Two halves of the held-out images give the floor
+that no generator can be under, and as many of them as there are samples give what a row of the tables would
+have whose generator had nothing left to learn. The source's images give the ceiling from which a transfer
+starts, and the training images themselves, as they are and in as many augmented versions as there are
+samples, the score of a generator that has learnt them by heart. Each row is one line of
+experiments/results.jsonl and is skipped when it is there; python -m experiments report writes
 docs/results.md from the lines.
 """
 
@@ -29,8 +30,8 @@ from transfer.images import Images, to_uint8
 from transfer.settings import Augmentation, Extractor, command_line, user_errors
 from transfer.shared import Source
 
-UNSEEN = 1000  # the last faces, which the shipped model has not been trained on
-CEILING = 3000  # source faces that are scored as if they had been generated
+UNSEEN = 1000  # the last images of the source, which the model has not been trained on
+CEILING = 3000  # source images that are scored as if they had been generated
 DRAWN = 1000  # samples that are scored in the tables, and as many new images in their place
 
 
@@ -43,6 +44,7 @@ class Settings:
     reference: Path  # held-out images of the target domain
     model: Path = Path("pretrained_model/wgan_64.safetensors")  # the pre-trained model
     transfers: tuple[Path, ...] = ()  # runs that were trained on the target images
+    kind: str = "faces"  # what the source domain shows, for the rows' names
     extractor: Extractor = "efficientnet_lite0"
     seed: int = 0
 
@@ -65,14 +67,14 @@ def rows(settings: Settings) -> dict[str, Callable]:
         torch.manual_seed(settings.seed)
         return to_uint8(Augment(name).real(targets.batch(DRAWN))), target, held_out
 
-    model = version(settings.model)
+    model, kind = version(settings.model), settings.kind
     found = {
         "held-out, one half, against the other half": lambda: (held_out[::2], held_out[1::2], None),
         "held-out, as many as samples, against the others": new,
         "training images against held-out ones": lambda: (target, held_out, None),
-        "source faces against held-out images": lambda: (faces[:CEILING], held_out, None),
-        "source faces against unseen faces": lambda: (faces[:UNSEEN], unseen, None),
-        f"{model} against unseen faces": lambda: (drawn(settings.model), unseen, None),
+        f"source {kind} against held-out images": lambda: (faces[:CEILING], held_out, None),
+        f"source {kind} against unseen {kind}": lambda: (faces[:UNSEEN], unseen, None),
+        f"{model} against unseen {kind}": lambda: (drawn(settings.model), unseen, None),
         f"{model} against training images": lambda: (drawn(settings.model), target, held_out),
     }
     for name in ("slight", "strong"):

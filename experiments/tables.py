@@ -241,9 +241,12 @@ def regularised(name: str, **settings: float) -> Row:
 
 
 # The source that a critic that sees has trained, and the one that the six scripts start from, each with both
-# critics. Heads that may look closer and features that drift are the default; a row says where they do not.
+# critics, and one of free drawings. Heads that may look closer and features that drift are the default; a row
+# says where they do not.
 PLAIN = {"closer": 0, "drift": 0.0}  # heads look at images of one size, and features do not drift
-SEEN, FIRST = (Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan"))
+SEEN, FIRST, FREE = (
+    Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan", "avatars")
+)
 SEES = tuple(
     Row(
         f"G(0,0,5) D(2,0,3), {title} from {source.stem}",
@@ -254,6 +257,7 @@ SEES = tuple(
         ("projected_critic", "a critic that sees,", SEEN, {"closer": 192, "drift": 0.3}),
         ("projected_critic", "a critic that sees, 128 pixels, no drift,", FIRST, PLAIN),
         ("wgan_64_freeze_layers", "source's statistics,", SEEN, {}),
+        ("projected_critic", "a critic that sees,", FREE, {"closer": 192, "drift": 0.3}),
     )
 )
 

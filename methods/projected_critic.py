@@ -8,7 +8,7 @@ With a source (the default) generator and critic are carried over under their pl
 has with them. Without one it pre-trains, with WGAN's own five steps of the critic of pixels:
 
     python -m methods.projected_critic --source None --images train_images/source_domain --augment flip \\
-        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4 --closer 0 --drift 0
+        --critic-steps 5 --critic-learning-rate 5e-5 --learning-rate 2e-4 --rest 0 --closer 0 --drift 0
 
 Writes samples and checkpoints to a new folder.
 """

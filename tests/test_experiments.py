@@ -65,6 +65,13 @@ def test_the_page_shows_every_number_with_what_it_was_measured_with(tmp_path, mo
     assert "some-network, some resize, seed 3" in page and "some CPU" in page
 
 
+def test_the_scale_names_what_the_source_shows(faces):
+    given = scale.Settings(faces=faces, target=faces, reference=faces)
+    of_faces, of_avatars = scale.rows(given), scale.rows(replace(given, kind="avatars"))
+    assert {name.replace("avatars", "faces") for name in of_avatars} == of_faces.keys()
+    assert len(of_avatars.keys() - of_faces.keys()) == 3
+
+
 def test_the_scale_has_the_training_images_in_augmented_versions(faces):
     found = scale.rows(scale.Settings(faces=faces, target=faces, reference=faces))
     away = []
@@ -170,7 +177,7 @@ def test_the_plan_that_the_readme_names_is_ahead_and_quicker():
 
 def test_a_row_with_a_source_of_its_own_has_the_runs_from_it_and_stands_beside_the_others():
     found = selection.runs()
-    ours, first, _ = tables.SEES
+    ours, first, *_ = tables.SEES
     mine = selection.lines_of(ours, found)
     assert mine and all(line["settings"]["source"].startswith("projected_64") for line in mine)
     assert not any(line in mine for line in selection.lines_of(first, found))
