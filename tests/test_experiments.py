@@ -151,6 +151,44 @@ def test_the_readme_tells_what_was_measured():
     assert run["hardware"] == "AMD EPYC, AVX512-BF16, 1 threads"
 
 
+def test_the_pages_tell_what_the_source_of_free_drawings_comes_to():
+    root, found = pages.PAGE.parents[1], selection.runs()
+    readme, of_models = (
+        " ".join(root.joinpath(folder, "README.md").read_text().split())
+        for folder in ("", "pretrained_model")
+    )
+    scales = {line["row"]: line for line in lines.read("scale")}
+    own, others = (
+        scales["avatars_64.safetensors (3,000 iterations) against unseen avatars"],
+        scales["source avatars against unseen avatars"],
+    )
+    assert (
+        f"a Frechet distance of {own['fid']:.0f} and a KID x 1000 of {1000 * own['kid']:.0f} against"
+        f" {own['n_real']:,} unseen avatars, where as many others have {others['fid']:.0f} and"
+        f" {1000 * abs(others['kid']):.0f}." in of_models
+    )
+
+    def after_500(row, images):
+        """KID x 1000 of each seed of a row on these images."""
+        stages = [
+            stage
+            for line in selection.lines_of(row, found)
+            if line["images"]["name"] == images
+            for stage in selection.at_each_score(line)
+            if stage["scores"][-1]["step"] == 500
+        ]
+        return judge.mean(judge.by_seed(stages, judge.final), 0)
+
+    faces, drawings = tables.SEES[0], tables.SEES[-1]
+    anime, style = "target_anime_96.zip", "adventurers_100"
+    assert f"KID x 1000 (Lite0) is {after_500(drawings, anime)} on the anime faces" in readme
+    assert f"where it is {after_500(faces, anime)} from the faces" in readme
+    assert (
+        f"and {after_500(drawings, style)} on a hundred drawings of another style, where it is"
+        f" {after_500(faces, style)} (one seed" in readme
+    )
+
+
 def test_the_part_that_is_shown_is_of_the_longest_budget_that_compares_three_rows():
     def part(iterations, rows):
         return SimpleNamespace(rows=range(rows), budget=SimpleNamespace(much=f"{iterations} iterations"))
