@@ -138,6 +138,26 @@ def test_the_readme_tells_what_was_measured():
         f"and a coverage of {coverage}.",
     ):
         assert part in " ".join(readme.split())
+    cartoons = [
+        line
+        for line in selection.lines_of(tables.SEES[0], selection.runs())
+        if line["iterations"] == 3000 and line["images"]["name"] == "target_domain"
+    ]
+    assert len({line["seed"] for line in cartoons}) == 2
+    kid, other_kid, distance = (
+        judge.mean(judge.by_seed(cartoons, figure), 0)
+        for figure in (
+            judge.final,
+            lambda run: judge.final(run, runs_.JUDGES[1]),
+            lambda run: judge.figure(run, "fid"),
+        )
+    )
+    text = " ".join(readme.split())
+    assert (
+        f"On the cartoons KID x 1000 is {kid} after 3,000 iterations ({other_kid} by Lite2, two seeds)"
+        in text
+    )
+    assert f"a shorter distance ({distance} for" in text
     (by_heart,) = (line for line in lines.read("scale") if line["row"].endswith("in slight augmentation"))
     assert f"by heart would have {by_heart['heldout']['coverage']:.2f}:" in readme
     run = plans["G(0,0,5) D(2,0,3)"][0]
