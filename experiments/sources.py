@@ -3,9 +3,9 @@
     python -m experiments.sources --faces FACES --avatars DRAWN --anime TARGET_96 --anime-reference HELD_OUT
 
 1,000, 5,000 and 15,000 faces and 5,000 drawn avatars (avatars.mjs draws them): each pre-trains the same
-networks in the same way, from nothing, and each model is carried over to the same targets, the cartoons and
-the anime faces. What has been made is not made again, and what was interrupted goes on. --dry-run says what
-is missing; python -m experiments report writes the page.
+networks from nothing, for drawings with heads that never rest, and each model is carried over to the same
+targets, the cartoons and the anime faces. What has been made is not made again, and what was interrupted
+goes on. --dry-run says what is missing; python -m experiments report writes the page.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ AVATARS = 5_000
 SCORED = 1_000  # images of a source, by which its distance to a target is measured
 CHUNK = 1_000  # images whose neighbours are looked for at once
 # From nothing the critic of pixels takes WGAN's own five steps, at WGAN's own rate: with two at four times
-# that rate all latents became one face. The heads never rest: on drawings they were so far ahead that they
-# would have rested from the blur on.
-NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5, "rest": 0.0}
-PRETRAINED = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4} | PLAIN)
+# that rate all latents became one face. On drawings heads are so far ahead that they would rest from the blur
+# on, and the generator would learn little: there they never rest.
+NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5}
+FACES = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4} | PLAIN)
+DRAWN = replace(FACES, settings=FACES.settings | {"rest": 0.0})
 CARRIED = Row("a critic that sees", "projected_critic", PLAIN)
 CLAIM = (
     "what a transfer inherits depends on the source's size, density and diversity, and on its distance to the"
@@ -106,6 +107,11 @@ def cut(images: Images, count: int, file: Path) -> None:
     checkpoints.write(file, lambda handle: handle.write(held.getvalue()))
 
 
+def pretrained(name: str) -> Row:
+    """How a source is pre-trained."""
+    return FACES if name.startswith("faces") else DRAWN
+
+
 def pretrain(name: str, settings: Settings) -> Path | None:
     """Pre-train on a source's images, and share the model: its file; None where it is not there yet.
 
@@ -126,9 +132,10 @@ def pretrain(name: str, settings: Settings) -> Path | None:
     )
     if not settings.dry_run and not file.exists():
         cut(Images.load(given(name, settings)), sources()[name][1], file)
-    make([Table("", "", "", (PRETRAINED,))], budget)
+    row = pretrained(name)
+    make([Table("", "", "", (row,))], budget)
     if not model.exists() and not settings.dry_run:
-        run = identity(PRETRAINED, 0, budget)
+        run = identity(row, 0, budget)
         folders = sorted((settings.out / run).glob("0*"))
         if run not in made():
             print(f"{run} is being made by another process")

@@ -25,7 +25,8 @@ def settings(tmp_path, monkeypatch, faces):
         monkeypatch.setattr(sources, name, value)
     tiny = {"critic_steps": 1, "fast": False}
     own = {"latent": 4, "width": 4, **tiny}
-    monkeypatch.setattr(sources, "PRETRAINED", Row("", "wgan_64", own))
+    for name in ("FACES", "DRAWN"):
+        monkeypatch.setattr(sources, name, Row("", "wgan_64", own))
     monkeypatch.setattr(sources, "CARRIED", Row("", "wgan_64_finetune", tiny))
     monkeypatch.setattr(sources, "JUDGES", runs.JUDGES[:1])
     monkeypatch.setattr(sources, "Budget", lambda **given: runs.Budget(**given | {"judges": runs.JUDGES[:1]}))
