@@ -118,48 +118,6 @@ def test_the_readme_tells_what_was_measured():
     assert pace.MINUTES[-1] == 20
     assert f"without its drift, {', '.join(after)} and {last} (KID" in text
 
-    def to_the_end(images):
-        """The lines of the default on these images."""
-        return [
-            line
-            for line in selection.lines_of(tables.SEES[0], selection.runs())
-            if line["iterations"] == 3000 and line["images"]["name"] == images
-        ]
-
-    longer, cartoons = to_the_end("target_anime_96.zip"), to_the_end("target_domain")
-    assert len({line["seed"] for line in longer}) == 3
-    distance, kid, other_kid, density, coverage = (
-        judge.mean(judge.by_seed(longer, figure), digits)
-        for digits, figure in (
-            (0, lambda run: judge.figure(run, "fid")),
-            (0, judge.final),
-            (0, lambda run: judge.final(run, runs_.JUDGES[1])),
-            (1, lambda run: judge.figure(run, "density")),
-            (2, lambda run: judge.figure(run, "coverage")),
-        )
-    )
-    for part in (
-        f"three seeds have a Frechet distance (Lite0) of {distance},",
-        f"KID x 1000 of {kid} and {other_kid} (Lite2), a density of {density},",
-        f"and a coverage of {coverage}.",
-    ):
-        assert part in text
-    assert len({line["seed"] for line in cartoons}) == 2
-    kid, other_kid, distance = (
-        judge.mean(judge.by_seed(cartoons, figure), 0)
-        for figure in (
-            judge.final,
-            lambda run: judge.final(run, runs_.JUDGES[1]),
-            lambda run: judge.figure(run, "fid"),
-        )
-    )
-    assert (
-        f"On the cartoons KID x 1000 is {kid} after 3,000 iterations ({other_kid} by Lite2, two seeds)"
-        in text
-    )
-    assert f"a shorter distance ({distance} for" in text
-    (by_heart,) = (line for line in lines.read("scale") if line["row"].endswith("in slight augmentation"))
-    assert f"by heart would have {by_heart['heldout']['coverage']:.2f}:" in readme
     run = plans["G(0,0,5) D(2,0,3)"][0]
     much = run["scores"][-1]
     assert (
@@ -168,6 +126,75 @@ def test_the_readme_tells_what_was_measured():
     )
     assert f"{much['n_generated']:,} samples against {much['heldout']['n_real']:,} held-out images" in text
     assert run["hardware"] == "AMD EPYC, AVX512-BF16, 1 threads"
+
+
+def test_the_page_on_the_pictures_and_the_readme_tell_what_the_critic_that_sees_comes_to():
+    root, found = pages.PAGE.parents[1], selection.runs()
+    page = root.joinpath("docs", "quality.md").read_text()
+    readme = " ".join(root.joinpath("README.md").read_text().split())
+    league = pages.headline(next(each.parts for each in pages.sections() if each.table.key == "league")).runs
+    default, drift, plain, tuned = tables.SEES[0], *tables.VARIED[:2], tables.LEAGUE.rows[0]
+    assert tuned.name == "G(0,0,5) D(0,0,5)"
+
+    def of(row, images, iterations):
+        """The lines of a row on these images, of this length."""
+        every = selection.lines_of(row, found)
+        return [
+            each for each in every if (each["images"]["name"], each["iterations"]) == (images, iterations)
+        ]
+
+    def kid(runs, by):
+        return judge.mean(judge.by_seed(runs, lambda run: judge.final(run, by)), 0)
+
+    def kids(runs):
+        """KID x 1000 by both judges."""
+        return f"{kid(runs, LITE0)} ({kid(runs, LITE2)})"
+
+    def told(runs, key, digits=0):
+        return judge.mean(judge.by_seed(runs, lambda run: judge.figure(run, key)), digits)
+
+    def seeds(runs):
+        return len({run["settings"]["seed"] for run in runs})
+
+    anime, cartoons = "target_anime_96.zip", "target_domain"
+    for name, iterations, runs in (
+        ("defaults", 2000, league[default.name]),
+        ("`--drift 0`", 2000, league[drift.name]),
+        ("`--closer 0 --drift 0`", 2000, league[plain.name]),
+        ("defaults", 3000, of(default, anime, 3000)),
+        ("`--closer 0 --drift 0`", 3000, of(plain, anime, 3000)),
+    ):
+        figures = told(runs, "fid"), kids(runs), told(runs, "coverage", 2), str(seeds(runs))
+        assert f"| {name} | {iterations:,} | {' | '.join(figures)} |" in page
+    for name, how, iterations, row, images in (
+        ("cartoons", "defaults", 3000, default, cartoons),
+        ("cartoons", "`--closer 0 --drift 0`", 3000, plain, cartoons),
+        ("cartoons", "fine-tuning every layer", 1000, tuned, cartoons),
+        ("adventurers", "defaults", 2000, default, "adventurers_100"),
+        ("other adventurers", "`--closer 0 --drift 0`", 3000, plain, "adventurer_100.zip"),
+        ("other adventurers", "fine-tuning every layer", 1000, tuned, "adventurer_100.zip"),
+        ("loreleis", "`--closer 0 --drift 0`", 3000, plain, "lorelei_100.zip"),
+    ):
+        runs = of(row, images, iterations)
+        assert f"| {name} | {how} | {iterations:,} | {kids(runs)} | {seeds(runs)} |" in page
+    longer, drawn = of(default, anime, 3000), of(default, cartoons, 3000)
+    assert seeds(longer) == 3 and seeds(drawn) == 2
+    scales = {line["row"]: line for line in lines.read("scale")}
+    new = scales["held-out, as many as samples, against the others"]
+    heart = scales["training images in slight augmentation"]["heldout"]
+    for name, key, digits in (
+        ("Frechet distance, Lite0", "fid", 0),
+        ("density", "density", 1),
+        ("coverage", "coverage", 2),
+    ):
+        figures = told(longer, key, digits), f"{new[key]:.{digits}f}", f"{heart[key]:.{digits}f}"
+        assert f"| {name} | {' | '.join(figures)} |" in page
+    known = f"{1000 * new['kid']:.0f} | {1000 * heart['kid']:.0f}"
+    assert f"| KID x 1000, Lite0 | {kid(longer, LITE0)} | {known} |" in page
+    assert f"| KID x 1000, Lite2 | {kid(longer, LITE2)} | | |" in page
+    assert f"is {kid(longer, LITE0)} by Lite0 and {kid(longer, LITE2)} by Lite2 (three seeds)" in readme
+    assert f"KID x 1000 is {kid(drawn, LITE0)} after 3,000 iterations ({kid(drawn, LITE2)} by" in readme
+    assert f"a shorter distance ({told(drawn, 'fid')} for {told(of(plain, cartoons, 3000), 'fid')})" in page
 
 
 def test_the_pages_tell_what_the_source_of_free_drawings_comes_to():
