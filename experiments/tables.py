@@ -235,13 +235,15 @@ def regularised(name: str, **settings: float) -> Row:
     return Row(named(FINETUNED, FINETUNED, name), "wgan_64_regularised", {**EVERYTHING, **settings})
 
 
-# The source that a critic that sees has trained, and the one that the six scripts start from, each with both
-# critics, and one of free drawings. Heads that may look closer and features that drift are the default; a row
-# says where they do not.
-PLAIN = {"closer": 0, "drift": 0.0}  # heads look at images of one size, and features do not drift
-SEEN, FIRST, FREE = (
-    Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan", "avatars")
+# The sources: one that a critic that sees has trained, the one that the six scripts start from, one of free
+# drawings, and one trained with a gradient penalty.
+SEEN, FIRST, FREE, GP = (
+    Path(f"pretrained_model/{name}_64.safetensors") for name in ("projected", "wgan", "avatars", "wgan_gp")
 )
+
+# A critic that sees, and what it is compared with. Heads that may look closer and features that drift are its
+# default; a row says where they do not.
+PLAIN = {"closer": 0, "drift": 0.0}  # heads look at images of one size, and features do not drift
 SEES = tuple(
     Row(
         f"G(0,0,5) D(2,0,3), {title} from {source.stem}",
@@ -326,6 +328,7 @@ LEAGUE = Table(
         Row("Mind2Mind", "mind2mind", {"autoencoder": 100}),
         Row("G(5,0,0) D(0,0,5), MineGAN", "minegan"),
         Row("G(0,0,5) D(0,0,5), gradient penalty", "wgan_64_finetune", {"loss": "wgan_gp"}),
+        Row("G(0,0,5) D(0,0,5), gradient penalty, from wgan_gp_64", "wgan_64_finetune", {"source": GP}),
         *SEES,
         *VARIED,
         *(row for row in FROM_SCRATCH.rows if row.script == "wgan_64"),

@@ -197,6 +197,15 @@ def test_the_page_on_the_pictures_and_the_readme_tell_what_the_critic_that_sees_
     assert f"a shorter distance ({told(drawn, 'fid')} for {told(of(plain, cartoons, 3000), 'fid')})" in page
 
 
+def test_the_page_of_the_models_tells_what_the_three_of_faces_come_to():
+    page = pages.PAGE.parents[1].joinpath("pretrained_model", "README.md").read_text()
+    scales = {line["row"]: line for line in lines.read("scale")}
+    for name, iterations in (("wgan_64", 8000), ("projected_64", 3506), ("wgan_gp_64", 2777)):
+        found = scales[f"{name}.safetensors ({iterations:,} iterations) against unseen faces"]
+        figures = f"{found['fid']:.1f} | {1000 * found['kid']:.1f} | {found['coverage']:.2f}"
+        assert f"| `{name}.safetensors` | {figures} |" in page
+
+
 def test_the_pages_tell_what_the_source_of_free_drawings_comes_to():
     root, found = pages.PAGE.parents[1], selection.runs()
     readme, of_models = (
