@@ -89,7 +89,7 @@ def page(name: str, card: dict[str, Any]) -> str:
         "## Draw from it\n\nIn the folder of the project that it was made with:\n\n"
         "```python\n"
         "from transfer.drawing import draw\n"
-        "from transfer.shared import Source\n\n"
+        "from transfer.shared import Source\n"
         f'images = draw(Source.read("{name}"), count=16, seed=0)  # uint8 (16, 3, {side}, {side})\n'
         "```\n\n"
         f"or `python -m transfer draw {name} --count 16 --to drawn`. Nothing in the file can run.\n{made}"
