@@ -3,9 +3,9 @@
     python -m experiments.sources --faces FACES --avatars DRAWN --anime TARGET_96 --anime-reference HELD_OUT
 
 1,000, 5,000 and 15,000 faces and 5,000 drawn avatars (avatars.mjs draws them): each pre-trains the same
-networks in the same way, from nothing, and each model is carried over to the same targets, the cartoons and
-the anime faces. What has been made is not made again, and what was interrupted goes on. --dry-run says what
-is missing; python -m experiments report writes the page.
+networks from nothing, on drawings with heads that never rest, and each model is carried over to the same
+targets, the cartoons and the anime faces. What has been made is not made again, and what was interrupted
+goes on. --dry-run says what is missing; python -m experiments report writes the page.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ AVATARS = 5_000
 SCORED = 1_000  # images of a source, by which its distance to a target is measured
 CHUNK = 1_000  # images whose neighbours are looked for at once
 # From nothing the critic of pixels takes WGAN's own five steps, at WGAN's own rate: with two at four times
-# that rate all latents became one face. The heads never rest: on faces they are never ahead enough, and on
-# drawings, where they are, they are told not to.
+# that rate all latents became one face. On drawings heads would rest from the blur on: there
+# they never do.
 NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5}
 FACES = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4} | PLAIN)
 DRAWN = replace(FACES, settings=FACES.settings | {"rest": 0.0})
@@ -108,7 +108,7 @@ def cut(images: Images, count: int, file: Path) -> None:
 
 
 def pretrained(name: str) -> Row:
-    """How a source is pre-trained."""
+    """The row by which the source of this name is pre-trained."""
     return FACES if name.startswith("faces") else DRAWN
 
 

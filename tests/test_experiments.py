@@ -186,6 +186,7 @@ def test_the_page_on_the_pictures_and_the_readme_tell_what_the_critic_that_sees_
         ("Frechet distance, Lite0", "fid", 0),
         ("density", "density", 1),
         ("coverage", "coverage", 2),
+        ("recall", "recall", 2),
     ):
         figures = told(longer, key, digits), f"{new[key]:.{digits}f}", f"{heart[key]:.{digits}f}"
         assert f"| {name} | {' | '.join(figures)} |" in page

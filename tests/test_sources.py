@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import lines, runs, sources
+from experiments import lines, runs, selection, sources
 from experiments.tables import Row
 from transfer import UserError, record
 from transfer.images import Images
@@ -119,3 +119,13 @@ def test_the_avatars_are_of_the_styles_whose_licence_is_named_and_not_the_cartoo
     assert len(source) == 6 and len(target) == 3
     assert all(style.removesuffix("s") in head for style in source + target), "author and licence"
     assert "toonHead" not in code and not set(source) & set(target)
+
+
+def test_each_source_has_a_line_by_its_own_recipe_and_heads_never_rest_on_drawings():
+    for name, (_, count) in sources.sources().items():
+        row, images = sources.pretrained(name), f"{name}.zip"
+        made = [
+            line for line in selection.lines_of(row, selection.runs()) if line["images"]["name"] == images
+        ]
+        assert [line["images"]["count"] for line in made] == [count]
+        assert made[0]["settings"]["rest"] == (0.6 if name.startswith("faces") else 0.0)
