@@ -42,8 +42,7 @@ AVATARS = 5_000
 SCORED = 1_000  # images of a source, by which its distance to a target is measured
 CHUNK = 1_000  # images whose neighbours are looked for at once
 # From nothing the critic of pixels takes WGAN's own five steps, at WGAN's own rate: with two at four times
-# that rate all latents became one face. On drawings heads would rest from the blur on: there
-# they never do.
+# that rate all latents became one face. On drawings heads would rest from the blur on: there they never do.
 NOTHING = {"source": None, "augment": "flip", "critic_steps": 5, "critic_learning_rate": 5e-5}
 FACES = Row("pre-trained from nothing", "projected_critic", NOTHING | {"learning_rate": 2e-4} | PLAIN)
 DRAWN = replace(FACES, settings=FACES.settings | {"rest": 0.0})
